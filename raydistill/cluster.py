@@ -1,0 +1,32 @@
+"""Starts Ray, or joins the one that runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+QUIET = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Ray's switches: fewer helper processes beside a run on one machine, no output but ours, paths as the user gave them."""
+
+
+def ensure_ray(**options: Any) -> None:
+    """Join the Ray that this process is connected to, or start one that is bound to loopback and writes to files."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **{**local, **options})

@@ -1,0 +1,314 @@
+"""An experiment: one YAML file plus ``key.path=value`` overrides, checked before anything else happens.
+
+``load_experiment`` is the door: omegaconf merges, pydantic validates with unknown keys forbidden, and every mistake
+becomes one line with the full dotted path, the given value, what is allowed and the nearest valid name. Nothing here
+imports torch or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from raydistill.config_errors import explain
+from raydistill.data.config import DataConfig
+from raydistill.errors import ConfigError
+from raydistill.methods.base import Method, Needs
+from raydistill.methods.registry import method_class
+from raydistill.models.zoo import check_name
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Protocol = Literal["top1", "top5", "knn", "nn1", "cost"]
+ModelName = Annotated[str, Field(description="a name of `raydistill list models`")]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys and non-finite numbers forbidden."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class OptimizerConfig(Section):
+    """The update rule; the learning rate is meant for the global batch."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run, after ``warmup`` epochs of linear growth."""
+
+    name: Literal["cosine", "multistep", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0.0)] = 0.0
+    milestones: tuple[Count, ...] = ()
+    gamma: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _milestones_belong_to_multistep(self) -> ScheduleConfig:
+        if (self.name == "multistep") != bool(self.milestones):
+            raise ValueError("milestones are given exactly when name is 'multistep'")
+        return self
+
+
+class TrainConfig(Section):
+    """Optimisation of one network; ``batch_size`` is global, over all workers."""
+
+    epochs: Count = 10
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip: Positive | None = None
+    checkpoint_every: Count = 1
+    keep_checkpoints: Count = 2
+
+
+class NetworkConfig(Section):
+    """A network by name, with weights of one's own where ``weights`` is a path."""
+
+    model: ModelName
+    weights: str | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            check_name(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+class TeacherConfig(NetworkConfig):
+    """The large network. ``source`` says whether its outputs come from the cache or from a live forward pass.
+
+    ``train`` is used by ``raydistill teacher`` alone and defaults to the experiment's own ``train``.
+    """
+
+    source: Literal["cache", "live"] = "cache"
+    batch_size: Count = 128
+    train: TrainConfig | None = None
+
+
+class CacheConfig(Section):
+    """What is kept of the teacher: ``views`` replayable augmentations beside the evaluation view, and which outputs.
+
+    ``seed`` decides the pixels of those views; it is not the experiment's seed, so that all seeds share one cache.
+    """
+
+    root: str = "cache"
+    outputs: Annotated[tuple[str, ...], Field(min_length=1)] = ("logits", "embedding")
+    views: Annotated[int, Field(ge=0, le=1000)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    dtype: Literal["float16", "float32"] = "float16"
+    shard_rows: Count = 8192
+    actors: Count | None = None
+
+
+class ScaleConfig(Section):
+    """Where the work runs."""
+
+    workers: Count = 1
+    use_gpu: bool | Literal["auto"] = "auto"
+    cpus_per_worker: Count | None = None
+    max_failures: Annotated[int, Field(ge=0)] = 2
+
+
+class SchedulerConfig(Section):
+    """When a sweep gives up on a trial: ASHA with its grace period and reduction factor in epochs, or never."""
+
+    name: Literal["asha", "none"] = "asha"
+    grace: Count = 1
+    reduction: Annotated[int, Field(ge=2)] = 3
+
+
+class TuneConfig(Section):
+    """A sweep. ``space`` maps dotted keys of the experiment to ``{choice: [...]}``, ``{loguniform: [a, b]}`` and so on."""
+
+    metric: str = "val/top1"
+    mode: Literal["max", "min"] = "max"
+    samples: Count = 16
+    search: Literal["random", "tpe"] = "random"
+    scheduler: SchedulerConfig = SchedulerConfig()
+    concurrent: Count | None = None
+    cpus_per_trial: Positive = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
+    space: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+
+class EvaluateConfig(Section):
+    """What ``raydistill eval`` measures."""
+
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)] = ("top1", "top5", "knn", "nn1", "cost")
+    k: Count = 20
+    batch_size: Count = 256
+
+
+class Experiment(Section):
+    """Everything that decides a run; made by ``load_experiment`` or ``parse_experiment``."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    output: str = "runs"
+    data: DataConfig
+    teacher: TeacherConfig | None = None
+    student: NetworkConfig
+    methods: Annotated[dict[str, SerializeAsAny[InstanceOf[Method]]], Field(min_length=1)]
+    train: TrainConfig = TrainConfig()
+    cache: CacheConfig = CacheConfig()
+    scale: ScaleConfig = ScaleConfig()
+    tune: TuneConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def needs(self) -> Needs:
+        """Union of what the methods want to see."""
+        needs = Needs()
+        for method in self.methods.values():
+            needs = needs | method.needs()
+        return needs
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output) / self.name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Experiment:
+        wanting = [label for label, method in self.methods.items() if method.needs().teacher]
+        if wanting and self.teacher is None:
+            raise ValueError(f"methods.{wanting[0]} needs a teacher, but the experiment has no section 'teacher'")
+        if self.train.batch_size % self.scale.workers:
+            raise ValueError(
+                f"train.batch_size = {self.train.batch_size} is global and must be divisible by "
+                f"scale.workers = {self.scale.workers}"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that ``parse_experiment`` turns into an equal experiment."""
+        values = self.model_dump(mode="json")
+        for label, method in self.methods.items():
+            if method.name != label:
+                values["methods"][label] = {"name": method.name, **values["methods"][label]}
+        return values
+
+    def to_yaml(self) -> str:
+        """The resolved experiment as YAML."""
+        from omegaconf import OmegaConf
+
+        return str(OmegaConf.to_yaml(OmegaConf.create(self.to_dict())))
+
+    def override(self, values: Mapping[str, Any]) -> Experiment:
+        """Return this experiment with dotted keys set to other values. Raises ``ConfigError`` as the parser does."""
+        from omegaconf import OmegaConf
+
+        merged = OmegaConf.create(self.to_dict())
+        for key, value in values.items():
+            OmegaConf.update(merged, key, value, merge=False, force_add=True)
+        return parse_experiment(_plain(merged))
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Read an experiment file and merge ``key.path=value`` overrides into it.
+
+    Raises:
+        ConfigError: with one line for each mistake.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        given = OmegaConf.load(_existing(path))
+        if not OmegaConf.is_dict(given):
+            raise ConfigError(f"{path}: an experiment is a mapping of sections (name, data, student, methods, ...)")
+        values = _plain(OmegaConf.merge(given, _dotlist(overrides)))
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    return parse_experiment(values, origin=str(path))
+
+
+def parse_experiment(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
+    """Validate plain values. Raises ``ConfigError`` whose message begins every line with ``origin``."""
+    problems: list[str] = []
+    methods = _parse_methods(values.get("methods"), problems)
+    try:
+        experiment = Experiment.model_validate({**values, "methods": methods or _placeholder(problems)})
+    except ValidationError as error:
+        problems = explain(error, Experiment) + problems
+    if problems:
+        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+    return experiment
+
+
+def _parse_methods(section: Any, problems: list[str]) -> dict[str, Method]:
+    """Build every method of the section; what goes wrong is appended to ``problems``."""
+    if not isinstance(section, Mapping):
+        problems.append(f"methods = {section!r}: must map labels to hyper-parameters, such as 'kd: {{weight: 0.9}}'")
+        return {}
+    methods: dict[str, Method] = {}
+    for label, given in section.items():
+        if given is None:  # `methods.kd=null` on the command line takes a method out
+            continue
+        values = dict(given) if isinstance(given, Mapping) else {"": given}
+        name = str(values.pop("name", label))
+        try:
+            kind = method_class(name)
+            methods[label] = kind.model_validate(values)
+        except ConfigError as error:
+            problems.append(f"methods.{label}: {error}")
+        except ValidationError as error:
+            problems.extend(explain(error, kind, f"methods.{label}"))
+    return methods
+
+
+def _placeholder(problems: list[str]) -> Mapping[str, Method]:
+    """Stand in for methods that did not parse, so that all other mistakes are still found."""
+    if not problems:
+        problems.append("methods = {}: name at least one method; see `raydistill list methods`")
+    return {"ce": method_class("ce")()}
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such experiment file")
+    return Path(path)
+
+
+def _dotlist(overrides: Iterable[str]) -> Any:
+    from omegaconf import OmegaConf
+
+    overrides = list(overrides)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"'{override}': an override reads key.path=value, such as train.epochs=5")
+    return OmegaConf.from_dotlist(overrides)
+
+
+def _plain(merged: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(merged, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}

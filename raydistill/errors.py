@@ -1,0 +1,48 @@
+"""What a user can do wrong or meet, and the one line that says so.
+
+Every error that the command line turns into an exit code is one of these. ``InputError`` and its children mean that
+something given is wrong (exit code 2, nothing was written); ``RunError`` means that a run failed (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RaydistillError(Exception):
+    """Base of all errors that are part of the interface; ``exit_code`` is what the process ends with."""
+
+    exit_code = 1
+
+
+class InputError(RaydistillError):
+    """Something the user gave is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """The experiment file or an override is wrong; the message holds one line for each mistake."""
+
+
+class DataError(InputError):
+    """A data set is missing, damaged or not what it should be."""
+
+
+class WeightsError(InputError):
+    """A checkpoint is missing, unreadable or does not fit the network."""
+
+
+class CacheError(InputError):
+    """A teacher cache is missing, damaged or belongs to something else."""
+
+
+class RunError(RaydistillError):
+    """A run failed after it had started."""
+
+
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest allowed name, or an empty string where none is near."""
+    near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,60 @@
+"""One Ray for the whole test run, and experiments small enough for seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydistill.config import Experiment, parse_experiment
+
+# A Ray that runs on the machine for other purposes must not be joined by tests.
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray with two CPUs, started at the first test that needs it."""
+    import ray
+
+    from raydistill.cluster import ensure_ray
+
+    ensure_ray(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+def digits(folder: Path, **sections: Any) -> Experiment:
+    """A student of resnet8 on 240 digits, trained for two epochs; ``sections`` replace whole sections."""
+    values: dict[str, Any] = {
+        "name": "digits",
+        "output": str(folder / "runs"),
+        "data": {"name": "digits", "subset": 240, "validation": 0.2, "augment": {"crop": 1}},
+        "student": {"model": "resnet8"},
+        "methods": {"ce": {}},
+        "train": {"epochs": 2, "batch_size": 48},
+        "cache": {"root": str(folder / "cache")},
+    }
+    return parse_experiment(values | sections)
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a resnet14 that has not learnt anything, which is enough to be a teacher in tests."""
+    import torch
+
+    from raydistill.models.weights import save_weights
+    from raydistill.models.zoo import build_model
+
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("teacher") / "model.safetensors"
+    save_weights(build_model("resnet14", 10, in_channels=1), path)
+    return path
+
+
+def teaching(weights: Path) -> dict[str, Any]:
+    """The section of the experiment that names the untrained teacher."""
+    return {"model": "resnet14", "weights": str(weights)}
