@@ -1,0 +1,93 @@
+"""What a network costs: parameters, multiply-adds, time per batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydistill.models.taps import blank_images, evaluating
+
+_WARM_UP = 5
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of trainable and frozen parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def mult_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Return the multiply-adds of convolutions and linear layers for one image of ``image_shape`` (C, H, W).
+
+    Biases, normalisations and the products of queries, keys and values are left out, as in the papers'
+    tables; the four projections of an attention layer are linear layers and count.
+    """
+    total = 0
+
+    def count(module: nn.Module, _: Any, output: Any) -> None:
+        nonlocal total
+        total += _mult_adds_of(module, output)
+
+    counted = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
+    with evaluating(model), torch.no_grad(), ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, counted):
+                hooks.enter_context(module.register_forward_hook(count))
+        model(blank_images(model, image_shape))
+    return total
+
+
+def latency(
+    model: nn.Module, image_shape: tuple[int, int, int], *, batch_size: int = 1, repeats: int = 30
+) -> dict[str, float]:
+    """Measure the time of one forward pass where the model is, after a warm-up.
+
+    Args:
+        model: measured in evaluation mode, without gradients.
+        image_shape: (C, H, W).
+        batch_size: images a pass.
+        repeats: passes that are measured.
+
+    Returns:
+        ``p50_ms`` and ``p95_ms``: median and 95th percentile in milliseconds a batch.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, not {repeats}")
+    images = blank_images(model, image_shape, batch_size)
+    times: list[float] = []
+    with evaluating(model), torch.no_grad():
+        for index in range(_WARM_UP + repeats):
+            _wait_for(images.device)
+            start = time.perf_counter()
+            model(images)
+            _wait_for(images.device)
+            if index >= _WARM_UP:
+                times.append(1000.0 * (time.perf_counter() - start))
+    return {"p50_ms": _percentile(times, 0.5), "p95_ms": _percentile(times, 0.95)}
+
+
+def _mult_adds_of(module: nn.Module, output: Any) -> int:
+    """Return the multiply-adds of one call; attention returns a tuple and does not call its linear layer."""
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    if isinstance(module, nn.MultiheadAttention):
+        width: int = module.embed_dim
+        return 4 * result.numel() * width
+    if isinstance(module, nn.Linear):
+        return result.numel() * module.in_features
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return result.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Let queued work finish: on an accelerator a call returns before its result exists."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _percentile(values: list[float], share: float) -> float:
+    """Return the smallest value that at least ``share`` of the values do not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

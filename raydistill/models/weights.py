@@ -1,0 +1,143 @@
+"""Reading, writing and identifying the weights of a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from raydistill.errors import WeightsError
+
+_LISTED = 8
+_WRAPPERS = ("state_dict", "model")
+_PARALLEL_PREFIX = "module."
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str = "") -> None:
+    """Load weights strictly: every tensor of the model comes from the file, and the file holds no other.
+
+    Args:
+        model: is changed only if everything fits.
+        path: ``.safetensors``, or a file of ``torch.save`` that holds a state dict, bare or under
+        ``state_dict`` or
+            ``model``; ``module.`` in front of all its names is dropped.
+        prefix: take only the tensors whose names start with it, and drop it from their names.
+    """
+    source = Path(path)
+    state = _under_prefix(_read(source), prefix, source)
+    wanted = model.state_dict()
+    faults = [
+        _listing("missing", (name for name in wanted if name not in state)),
+        _listing("unexpected", (name for name in state if name not in wanted)),
+        _listing("wrong shape", _shape_faults(state, wanted)),
+    ]
+    if any(faults):
+        raise WeightsError(f"{source} does not fit the network: {'; '.join(filter(None, faults))}")
+    model.load_state_dict(state)
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the state dict as safetensors; a crash leaves the old file or the new one, never a part."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Clones, because the format refuses tensors that share memory.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(save(state, metadata={"format": "pt"}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of the state dict, in its order."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        head = [name, str(value.dtype), list(value.shape)]
+        digest.update(json.dumps(head).encode())
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def _read(source: Path) -> dict[str, Tensor]:
+    if not source.is_file():
+        raise WeightsError(f"no weights at {source}")
+    try:
+        if source.suffix == ".safetensors":
+            tensors: dict[str, Tensor] = load_file(source)
+            return tensors
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise whatever their bytes happen to mean
+        raise WeightsError(f"cannot read {source}: {_first_line(error)}") from error
+    return _without_parallel_prefix(_unwrapped(content, source))
+
+
+def _first_line(error: Exception) -> str:
+    """Return one line of an error; PyTorch's advice to load unsafely, which may follow, is left out."""
+    lines = str(error).strip().splitlines() or [""]
+    refused = any("WeightsUnpickler" in line or "weights_only" in line for line in lines)
+    return "it is damaged or holds more than tensors" if refused else f"{type(error).__name__}: {lines[0]}"
+
+
+def _unwrapped(content: Any, source: Path) -> dict[str, Tensor]:
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{source} holds no state dict but {type(content).__name__}")
+    strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise WeightsError(f"{source} holds no state dict: {_listing('not tensors', strange)}")
+    return {str(name): value for name, value in content.items()}
+
+
+def _without_parallel_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while state and all(name.startswith(_PARALLEL_PREFIX) for name in state):
+        state = {name.removeprefix(_PARALLEL_PREFIX): value for name, value in state.items()}
+    return state
+
+
+def _under_prefix(state: dict[str, Tensor], prefix: str, source: Path) -> dict[str, Tensor]:
+    chosen = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not chosen:
+        raise WeightsError(f"{source} holds no tensor whose name starts with '{prefix}'")
+    return chosen
+
+
+def _shape_faults(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+
+
+def _listing(what: str, items: Iterable[str]) -> str:
+    """Return ``"what (count): first, second, ..."``, or an empty string without items."""
+    found = list(items)
+    if not found:
+        return ""
+    rest = ", ..." if len(found) > _LISTED else ""
+    return f"{what} ({len(found)}): {', '.join(found[:_LISTED])}{rest}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
