@@ -1,0 +1,1 @@
+"""Images: named data sets, their splits, views of them, and sets that live on a device."""

@@ -1,0 +1,146 @@
+"""What an experiment says about its images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from raydistill.data.names import DATA_SETS, KnownSet
+from raydistill.errors import did_you_mean
+
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# Fields that mean something to some data sets only. Elsewhere any value but the default is a mistake to be
+# told.
+_ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "image_size": tuple(name for name, known in DATA_SETS.items() if known.decodes),
+    "image_column": ("parquet",),
+    "label_column": ("parquet",),
+    "id_column": ("parquet",),
+    "download": tuple(name for name, known in DATA_SETS.items() if known.can_download),
+    "synthetic_size": ("synthetic",),
+    "synthetic_classes": ("synthetic",),
+    "synthetic_image_size": ("synthetic",),
+    "synthetic_channels": ("synthetic",),
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AugmentConfig(_Section):
+    """Random changes of training images; view 0 of an image never has any."""
+
+    crop: int = Field(
+        default=0, ge=0, description="pixels of black padding before a random crop back to the image's size"
+    )
+    flip: float = Field(default=0.0, ge=0.0, le=1.0, description="probability of a horizontal flip")
+    resized_crop: tuple[float, float] | None = Field(
+        default=None,
+        description="smallest and largest share of the area of a random crop scaled to the image's size",
+    )
+    cutout: int = Field(default=0, ge=0, description="side in pixels of a square set to the mean colour")
+
+    @property
+    def changes(self) -> bool:
+        """Whether any operation is switched on."""
+        return bool(self.crop or self.flip or self.resized_crop or self.cutout)
+
+    @field_validator("resized_crop")
+    @classmethod
+    def _check_range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0.0 < value[0] <= value[1] <= 1.0:
+            raise ValueError(f"resized_crop takes two shares of the area with 0 < low <= high <= 1, not {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_crops(self) -> AugmentConfig:
+        if self.crop and self.resized_crop is not None:
+            raise ValueError("crop and resized_crop exclude each other: set one of them")
+        return self
+
+
+class DataConfig(_Section):
+    """A data set by name, how much of it is used, and how its images are changed."""
+
+    name: str = Field(description="one of the known data sets")
+    root: str | None = Field(default=None, description="folder (or Parquet file) that holds the data set")
+    download: bool = Field(default=False, description="fetch missing files into root")
+    subset: int | None = Field(default=None, gt=0, description="number of training images kept, chosen by split_seed")
+    validation: float = Field(
+        default=0.1, gt=0.0, lt=1.0, description="share of the training images kept for validation"
+    )
+    split_seed: int = Field(default=0, ge=0, description="decides the subset and the validation images")
+    image_size: int | None = Field(
+        default=64,
+        gt=0,
+        le=4096,
+        description="shorter side is scaled to it, then the centre is cut; null keeps equal sizes",
+    )
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop", description="what to do with an image that can't be decoded"
+    )
+    max_errors: _Share = Field(
+        default=0.01, description="share of skipped images above which reading stops all the same"
+    )
+    image_column: str = Field(default="image", min_length=1, description="bytes, {bytes, path} or path")
+    label_column: str | None = Field(
+        default=None, description="whole numbers or names; null takes 'label' where there is one"
+    )
+    id_column: str | None = Field(
+        default=None, description="whole numbers or names, unique; null takes the row's number"
+    )
+    mean: tuple[float, ...] | None = Field(
+        default=None, description="mean of each channel in [0, 1], if not the data set's"
+    )
+    std: tuple[float, ...] | None = Field(default=None, description="deviation of each channel, if not the data set's")
+    synthetic_size: int = Field(default=2000, gt=1, description="number of training images of the synthetic set")
+    synthetic_classes: int = Field(default=10, gt=0)
+    synthetic_image_size: int = Field(default=32, gt=1, le=1024)
+    synthetic_channels: Literal[1, 3] = 3
+
+    @property
+    def known(self) -> KnownSet:
+        """The entry of the table of names."""
+        return DATA_SETS[self.name]
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if value not in DATA_SETS:
+            near = did_you_mean(value, DATA_SETS)
+            raise ValueError(f"unknown data set '{value}'{near}; known are {', '.join(DATA_SETS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> DataConfig:
+        wrong = [*self._missing(), *self._misplaced(), *self._wrong_normalisation()]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _missing(self) -> list[str]:
+        if self.known.needs_root and not self.root:
+            return [f"root: the data set '{self.name}' needs the folder that holds it"]
+        return []
+
+    def _misplaced(self) -> list[str]:
+        fields = type(self).model_fields
+        return [
+            f"{field}: the data set '{self.name}' does not take it, only {', '.join(names)}"
+            for field, names in _ONLY_FOR.items()
+            if self.name not in names and getattr(self, field) != fields[field].default
+        ]
+
+    def _wrong_normalisation(self) -> list[str]:
+        wrong = []
+        if (self.mean is None) != (self.std is None):
+            wrong.append("mean and std: give both or neither")
+        elif self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            wrong.append(f"mean and std: {len(self.mean)} and {len(self.std)} channels are not alike")
+        if self.std is not None and min(self.std, default=0.0) <= 0.0:
+            wrong.append("std: every channel's deviation must be above 0")
+        return wrong

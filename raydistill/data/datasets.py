@@ -1,0 +1,66 @@
+"""Named data sets as tensors: the training file, its split, and the test file."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from raydistill.data.image_set import ImageSet, Split, choose_stratified, choose_subset
+from raydistill.data.names import DATA_SETS
+from raydistill.errors import DataError
+
+if TYPE_CHECKING:
+    from raydistill.data.config import DataConfig
+
+__all__ = ["DATA_SETS", "ImageSet", "Splits", "load_test", "load_train", "split_train"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two parts of the training images: what is learned from, and what choices are made on."""
+
+    train: ImageSet
+    validation: ImageSet
+
+
+def load_train(config: DataConfig) -> ImageSet:
+    """All training images after ``config.subset``, validation included: what a teacher cache covers.
+
+    Raises:
+        DataError: the files are missing, damaged, or fewer than the subset.
+    """
+    images = _read(config, "train")
+    if config.subset is None or config.known.decodes:  # sets that decode choose before they do
+        return images
+    return images.take(choose_subset(images.ids, config))
+
+
+def split_train(images: ImageSet, config: DataConfig) -> Splits:
+    """Carve the validation images out, the same share of every class, decided by ids and split_seed.
+
+    Raises:
+        DataError: one of the two parts would be empty.
+    """
+    mask = choose_stratified(images.ids, images.labels, config.validation, config.split_seed, "validation")
+    kept = int(mask.sum())
+    if not 0 < kept < len(images):
+        raise DataError(
+            f"data.validation: a share of {config.validation} of {len(images)} images leaves "
+            f"{len(images) - kept} for training and {kept} for validation"
+        )
+    return Splits(images.take((~mask).nonzero().squeeze(1)), images.take(mask.nonzero().squeeze(1)))
+
+
+def load_test(config: DataConfig) -> ImageSet:
+    """The test images, whole.
+
+    Raises:
+        DataError: the files are missing or damaged, or their classes are not those of the training images.
+    """
+    return _read(config, "test")
+
+
+def _read(config: DataConfig, split: Split) -> ImageSet:
+    reader = importlib.import_module(config.known.reader)
+    return cast("ImageSet", reader.read(config, split))

@@ -1,0 +1,1 @@
+"""Tests of raydistill.data; tests/data holds files."""
