@@ -1,0 +1,140 @@
+"""The report card of a run: how good the student and its teacher are, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydistill.config import Experiment, load_experiment
+from raydistill.data.datasets import load_test, load_train, split_train
+from raydistill.data.resident import ResidentSet
+from raydistill.errors import ConfigError, DataError
+from raydistill.evaluation.classification import top_k_accuracy
+from raydistill.evaluation.cost import latency, mult_adds, parameter_count
+from raydistill.evaluation.features import extract
+from raydistill.evaluation.neighbours import knn_accuracy, nearest_neighbour_accuracy
+from raydistill.models.weights import load_weights
+from raydistill.models.zoo import build_model
+
+
+@dataclass
+class Subject:
+    """A network and what is measured on it; features and logits are computed once, by the first who asks."""
+
+    network: Any
+    bank: ResidentSet
+    test: ResidentSet
+    experiment: Experiment
+    trained_classifier: bool
+    found: dict[str, Tensor]
+
+    def output(self, part: str, name: str) -> Tensor:
+        """Return ``name`` on ``part`` (``bank`` or ``test``)."""
+        key = f"{part}/{name}"
+        if key not in self.found:
+            batch_size = self.experiment.evaluate.batch_size
+            self.found[key] = extract(self.network, getattr(self, part), name, batch_size=batch_size)
+        return self.found[key]
+
+
+def evaluate_run(path: str | Path, protocols: Iterable[str] = ()) -> dict[str, dict[str, float]]:
+    """Measure a run's student, and its teacher where its weights are at hand, on the test images.
+
+    Returns:
+        ``student`` and ``teacher``, each with accuracies in percent, counts and milliseconds.
+
+    Raises:
+        DataError: where the folder holds no finished run, or the data cannot be read.
+        ConfigError: for an unknown protocol.
+    """
+    path = Path(path)
+    weights = next(
+        (path / name for name in ("student.safetensors", "model.safetensors") if (path / name).is_file()),
+        None,
+    )
+    if weights is None or not (path / "_SUCCESS").is_file():
+        raise DataError(f"{path}: no finished run (it has no _SUCCESS or no weights); see its logs, or train --resume")
+    experiment = load_experiment(path / "config.yaml")
+    chosen = _protocols(protocols or experiment.evaluate.protocols)
+    bank = ResidentSet(split_train(load_train(experiment.data), experiment.data).train, "cpu")
+    test = ResidentSet(load_test(experiment.data), "cpu")
+    if test.labels is None or bank.labels is None:
+        raise DataError(f"{path}: data set '{experiment.data.name}' has no labels to evaluate with")
+    trains_classifier = experiment.needs.trains_classifier
+    networks = {"student": (experiment.student.model, weights, trains_classifier)}
+    if experiment.teacher is not None and experiment.teacher.weights and Path(experiment.teacher.weights).is_file():
+        networks["teacher"] = (experiment.teacher.model, Path(experiment.teacher.weights), True)
+    card: dict[str, dict[str, float]] = {}
+    for role, (model, file, classifies) in networks.items():
+        network = build_model(model, bank.num_classes, in_channels=bank.images.shape[1])
+        load_weights(network, file)
+        subject = Subject(network.eval(), bank, test, experiment, classifies, {})
+        card[role] = {name: value for protocol in chosen for name, value in protocol(subject).items()}
+    return card
+
+
+def _protocols(names: Iterable[str]) -> list[Callable[[Subject], dict[str, float]]]:
+    from raydistill.errors import did_you_mean
+
+    for name in names:
+        if name not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            raise ConfigError(f"--protocol {name}: unknown{did_you_mean(name, PROTOCOLS)} (known: {known})")
+    return [PROTOCOLS[name] for name in names]
+
+
+def _classification(k: int) -> Callable[[Subject], dict[str, float]]:
+    def measure(subject: Subject) -> dict[str, float]:
+        if not subject.trained_classifier:
+            return {}
+        assert subject.test.labels is not None
+        return {f"top{k}": top_k_accuracy(subject.output("test", "logits"), subject.test.labels, k)}
+
+    return measure
+
+
+def _embeddings(subject: Subject) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    assert subject.bank.labels is not None and subject.test.labels is not None
+    embedding = "embedding"
+    return (
+        subject.output("bank", embedding),
+        subject.bank.labels,
+        subject.output("test", embedding),
+        subject.test.labels,
+    )
+
+
+def _knn(subject: Subject) -> dict[str, float]:
+    k, num_classes = subject.experiment.evaluate.k, subject.bank.num_classes
+    return {"knn": knn_accuracy(*_embeddings(subject), k=k, num_classes=num_classes)}
+
+
+def _nn1(subject: Subject) -> dict[str, float]:
+    return {"nn1": nearest_neighbour_accuracy(*_embeddings(subject))}
+
+
+def _cost(subject: Subject) -> dict[str, float]:
+    channels, height, width = subject.test.images.shape[1:]
+    shape = (channels, height, width)
+    times = latency(subject.network, shape)
+    return {
+        "parameters": parameter_count(subject.network),
+        "mult_adds": mult_adds(subject.network, shape),
+        "latency_p50_ms": times["p50_ms"],
+        "latency_p95_ms": times["p95_ms"],
+    }
+
+
+PROTOCOLS: dict[str, Callable[[Subject], dict[str, float]]] = {
+    "top1": _classification(1),
+    "top5": _classification(5),
+    "knn": _knn,
+    "nn1": _nn1,
+    "cost": _cost,
+}
+"""What ``raydistill eval`` can measure."""

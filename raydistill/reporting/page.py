@@ -1,0 +1,210 @@
+"""One self-contained HTML page about several runs: what came out, what it cost and how it was made."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from raydistill.errors import DataError, RunError
+from raydistill.reporting.runs import RunRecord, Sweep, load_runs
+from raydistill.reporting.summary import sentences
+from raydistill.reporting.tables import cell, comparison, display, flatten, group_label
+
+CARD_COLUMNS = {
+    "top1": "Top-1 (%)",
+    "top5": "Top-5 (%)",
+    "nn1": "1-NN (%)",
+    "knn": "k-NN (%)",
+    "parameters": "Parameters",
+    "mult_adds": "Mult-adds",
+    "latency_p50_ms": "Latency p50 (ms)",
+    "latency_p95_ms": "p95 (ms)",
+}
+"""Values of ``card.json`` in the order of the page."""
+
+
+def write_report(run_paths: Iterable[str | Path], output: str | Path) -> Path:
+    """Write a page about finished runs of any kind; the file appears whole or not at all.
+
+    Args:
+        run_paths: run folders: teachers, students and sweeps.
+        output: the HTML file; its folder is made.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: with one line for each folder that cannot be read; nothing is written.
+        RunError: where the file cannot be written.
+    """
+    output = Path(output)
+    records = load_runs(run_paths)
+    if output.is_dir():
+        raise DataError(f"{output}: is a folder; name the HTML file to write")
+    _write_atomically(output, render(records))
+    return output
+
+
+def render(records: Sequence[RunRecord]) -> str:
+    """Return the page about loaded runs."""
+    template = resources.files("raydistill.reporting").joinpath("template.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = cell
+    return environment.from_string(template).render(_content(records)).lstrip()
+
+
+def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
+    # matplotlib takes most of a second to import; errors in the runs are found before that.
+    from raydistill.reporting import plots
+
+    frame = comparison(records)
+    names = _unique_names(records)
+    named = list(zip(names, records, strict=True))
+    validated, losing = _grouped(records, "val/top1"), _grouped(records, "train/loss")
+    return {
+        "title": ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more runs",
+        "summary": sentences(records, frame),
+        "comparison": _table(display(frame)),
+        "comparison_plot": plots.comparison_plot(frame) if len(frame) else "",
+        "validation_plot": plots.validation_curves(validated) if validated else "",
+        "losses": [(label, plots.loss_curves(label, runs)) for label, runs in losing.items()],
+        "sweeps": [_sweep_section(name, run.sweep) for name, run in named if run.sweep],
+        "cost": _table(_cost(named)),
+        "cards": _table(_cards(named)),
+        "runs": [_run_section(name, run) for name, run in named],
+        "environment": _environment(records),
+    }
+
+
+def _unique_names(records: Sequence[RunRecord]) -> list[str]:
+    """Return the runs' names; where two are equal, with their folders."""
+    names = [record.name for record in records]
+    return [
+        name if names.count(name) == 1 else f"{name} ({record.path})"
+        for name, record in zip(names, records, strict=True)
+    ]
+
+
+def _grouped(records: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:
+    """Return the runs whose epochs have the metric, by the label that they share."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if any(metric in epoch for epoch in record.metrics):
+            label = f"teacher {group_label(record)}" if record.kind == "teacher" else group_label(record)
+            groups.setdefault(label, []).append(record)
+    return groups
+
+
+def _sweep_section(name: str, sweep: Sweep) -> dict[str, Any]:
+    from raydistill.reporting import plots
+
+    order = sweep.trials.sort_values(sweep.metric, ascending=sweep.mode == "min", na_position="last")
+    best = sweep.best or {}
+    return {
+        "name": name,
+        "metric": sweep.metric,
+        "trials": len(sweep.trials),
+        "stopped": int((sweep.trials["status"] == "stopped").sum()),
+        "failed": int((sweep.trials["status"] == "failed").sum()),
+        "best": best.get(sweep.metric),
+        "chosen": {key: best[key] for key in sweep.keys if key in best},
+        "plots": list(plots.sweep_plots(sweep).values()) if best else [],
+        "best_so_far": plots.best_so_far(sweep) if best else "",
+        "trial_curves": plots.trial_curves(sweep) if sweep.histories else "",
+        "table": _table(order),
+    }
+
+
+def _cost(named: Iterable[tuple[str, RunRecord]]) -> pd.DataFrame:
+    return pd.DataFrame([_cost_row(name, record) for name, record in named])
+
+
+def _cost_row(name: str, record: RunRecord) -> dict[str, Any]:
+    epochs, seconds = record.epochs, record.result.get("seconds")
+    if record.sweep is not None:
+        epochs = int(record.sweep.trials["epochs"].sum())
+        if seconds is None and "seconds" in record.sweep.trials:
+            seconds = record.sweep.trials["seconds"].sum()
+    speeds = [epoch["images_per_s"] for epoch in record.metrics if epoch.get("images_per_s")]
+    return {
+        "Run": name,
+        "Kind": record.kind,
+        "Epochs": epochs,
+        "Seconds": None if seconds is None else f"{seconds:,.1f}",
+        "Images/s (median)": f"{statistics.median(speeds):,.0f}" if speeds else None,
+        "Teacher forwards": _whole(record.result.get("teacher_forwards")),
+    }
+
+
+def _cards(named: Iterable[tuple[str, RunRecord]]) -> pd.DataFrame:
+    rows = [
+        {
+            "Run": name,
+            "Network": role,
+            **{title: _whole(values.get(key)) for key, title in CARD_COLUMNS.items()},
+        }
+        for name, record in named
+        for role, values in record.card.items()
+    ]
+    frame = pd.DataFrame(rows, dtype=object)
+    return frame.dropna(axis="columns", how="all")
+
+
+def _whole(value: Any) -> Any:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _run_section(name: str, record: RunRecord) -> dict[str, Any]:
+    config = yaml.safe_dump(dict(record.config), sort_keys=False, allow_unicode=True, width=100)
+    return {"name": name, "kind": record.kind, "path": str(record.path), "config": config}
+
+
+def _environment(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+    """Return what the runs were made with: each key with its different values."""
+    values: dict[str, dict[str, None]] = {}
+    for record in records:
+        for key, value in flatten(record.environment).items():
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            values.setdefault(key, {})[text] = None
+    return [(key, list(texts)) for key, texts in values.items()]
+
+
+def _table(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return headings and rows; a cell is its text and whether it is a number."""
+    rows = [[(cell(value), _is_number(value)) for value in row] for row in frame.itertuples(index=False, name=None)]
+    numeric = [any(row[column][1] for row in rows) for column in range(len(frame.columns))]
+    return {"columns": list(zip(map(str, frame.columns), numeric, strict=True)), "rows": rows}
+
+
+def _is_number(value: Any) -> bool:
+    text = cell(value).replace(",", "").lstrip("-")
+    return text.replace(".", "", 1).isdigit()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # Temporary files are private; a report is to be read by whoever may read the folder.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
