@@ -81,8 +81,3 @@ def test_every_public_definition_has_a_docstring(path: Path) -> None:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name}, line {node.lineno}"
-
-
-def test_every_file_of_a_method_is_in_the_registry() -> None:
-    helpers = {"__init__", "base", "collectives", "contrast", "objective", "precision", "registry", "state"}
-    assert {path.stem for path in (PACKAGE / "methods").glob("*.py")} - helpers == set(METHODS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from raydistill.lazy import Tensor
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:

@@ -6,10 +6,8 @@ the training set and applied to the test set.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from raydistill.evaluation.classification import accuracy
+from raydistill.lazy import Tensor, torch
 
 
 def cluster_to_class(clusters: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:

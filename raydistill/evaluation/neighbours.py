@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-
 from raydistill.evaluation.classification import accuracy
+from raydistill.lazy import Tensor, torch
 
 _BLOCK_ELEMENTS = 1 << 24
 """Similarities held at a time: 64 MiB in single precision, whatever the number of images."""
