@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raydistill.errors import DataError as DataError
     from raydistill.errors import RunError as RunError
     from raydistill.errors import WeightsError as WeightsError
-    from raydistill.evaluation.card import evaluate_run as evaluate
+    from raydistill.evaluation.card import evaluate_run as evaluate  # noqa: F401
     from raydistill.models.zoo import build_model as build_model
     from raydistill.teachers.cache.build import build_cache as build_cache
     from raydistill.teachers.cache.read import TeacherCache as TeacherCache

@@ -17,7 +17,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-"""Ray's switches: fewer helper processes beside a run on one machine, no output but ours, paths as the user gave them."""
+"""Ray's switches: fewer processes beside a run on one machine, no output but ours, paths as the user gave them."""
 
 
 def ensure_ray(**options: Any) -> None:

@@ -140,7 +140,7 @@ class SchedulerConfig(Section):
 
 
 class TuneConfig(Section):
-    """A sweep. ``space`` maps dotted keys of the experiment to ``{choice: [...]}``, ``{loguniform: [a, b]}`` and so on."""
+    """A sweep. ``space`` maps dotted keys of the experiment to ranges such as ``{loguniform: [a, b]}``."""
 
     metric: str = "val/top1"
     mode: Literal["max", "min"] = "max"

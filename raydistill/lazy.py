@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch as torch
+    import torch
     import torch.nn.functional as F  # noqa: N812
-    from torch import Tensor as Tensor
-    from torch import nn as nn
+    from torch import Tensor, nn
 else:
     import importlib
 

@@ -1,0 +1,1 @@
+"""One student, one process or many."""

@@ -1,0 +1,39 @@
+"""The one module that is wrapped for distributed training: the student and the objective's trainable parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from raydistill.methods.base import Loss, Outputs, Step
+from raydistill.methods.objective import Objective
+
+
+class Distiller(nn.Module):
+    """Runs the student once for each view that the objective needs, then the objective on all of it.
+
+    Every trainable parameter, the methods' heads included, is used in this module's forward pass, so one wrapper for
+    distributed training sees them all. The teacher stays outside, and so outside of every checkpoint.
+    """
+
+    def __init__(self, student: nn.Module, objective: Objective) -> None:
+        """Join a student and an objective whose parts were built for it."""
+        super().__init__()
+        self.student = student
+        self.objective = objective
+
+    def forward(self, step: Step) -> Loss:
+        """Return the weighted loss of a step whose ``student`` is still empty."""
+        loss: Loss = self.objective(replace(step, student=self._student_outputs(step)))
+        return loss
+
+    def _student_outputs(self, step: Step) -> dict[int, Outputs]:
+        wanted = self.objective.needs.student
+        return {view: self.student(step.views[view], outputs=tuple(sorted(names))) for view, names in wanted.items()}
+
+    def after_step(self, carry: Mapping[str, Any]) -> None:
+        """Let the methods update their state; to be called after the optimiser's step."""
+        self.objective.after_step(self.student, carry)

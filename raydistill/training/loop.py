@@ -1,0 +1,139 @@
+"""The training loop: plain torch, no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from raydistill.data.resident import ResidentSet
+from raydistill.errors import RunError
+from raydistill.evaluation.classification import top_k_accuracy
+from raydistill.evaluation.features import extract
+from raydistill.evaluation.neighbours import knn_accuracy
+from raydistill.methods.collectives import mean_over_ranks
+from raydistill.training.session import Session
+
+Metrics = dict[str, float]
+Report = Callable[[Metrics, Session], None]
+Progress = Callable[[Mapping[str, float]], None]
+
+PROGRESS_EVERY_S = 0.5
+KNN_BANK = 5000
+KNN_NEIGHBOURS = 20
+
+
+def fit(session: Session, report: Report, progress: Progress = lambda values: None) -> None:
+    """Train from the session's epoch to the last one; ``report`` is called after each with its metrics."""
+    for epoch in range(session.epoch, session.experiment.train.epochs):
+        started = time.monotonic()
+        metrics = train_epoch(session, epoch, progress)
+        trained = time.monotonic() - started
+        metrics |= validate(session)
+        batch_size = session.experiment.train.batch_size
+        images = session.data.steps_per_epoch(batch_size) * min(batch_size, len(session.data))
+        metrics |= {"images_per_s": images / trained, "seconds": time.monotonic() - started}
+        metrics |= {"teacher_forwards": session.teacher.forwards} if session.teacher else {}
+        session.epoch = epoch + 1
+        report({"epoch": session.epoch, **metrics}, session)
+
+
+def train_epoch(session: Session, epoch: int, progress: Progress) -> Metrics:
+    """Run one epoch; return ``train/loss``, ``train/<label>`` and the learning rate."""
+    config = session.experiment.train
+    meter = Meter(progress, epoch, session.data.steps_per_epoch(config.batch_size), config.batch_size)
+    session.model.train()
+    batches = session.data.batches(
+        epoch,
+        seed=session.experiment.seed,
+        batch_size=config.batch_size,
+        rank=session.rank,
+        world_size=session.world_size,
+    )
+    for positions in batches:
+        step = session.draw(positions, epoch)
+        with autocast(session):
+            loss = session.model(step)
+        session.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(session.distiller.parameters(), config.clip)
+        session.optimizer.step()
+        session.schedule.step()
+        session.distiller.after_step(loss.carry)
+        meter.add({"loss": loss.total.detach(), **loss.terms})
+    return {**meter.result(), "lr": float(session.schedule.get_last_lr()[0])}
+
+
+def autocast(session: Session) -> contextlib.AbstractContextManager[object]:
+    """Return the context of the forward pass in the experiment's precision."""
+    if session.experiment.train.precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(session.device.type, dtype=torch.bfloat16)
+
+
+def validate(session: Session) -> Metrics:
+    """Return ``val/top1`` in percent on the held-out part of the training images, where there are labels."""
+    top1 = measure_top1(session, session.validation)
+    return {} if top1 is None else {"val/top1": top1}
+
+
+def measure_top1(session: Session, held_out: ResidentSet) -> float | None:
+    """Top-1 in percent on images that were not trained on: the classifier's, or, where no method trains it, a k-NN's.
+
+    The k-NN weighs the 20 nearest of at most 5000 training embeddings. None where there are no labels.
+    """
+    data, student = session.data, session.distiller.student
+    if held_out.labels is None or data.labels is None:
+        return None
+    if session.distiller.objective.needs.trains_classifier:
+        return top_k_accuracy(extract(student, held_out, "logits"), held_out.labels, 1)
+    bank = torch.arange(min(KNN_BANK, len(data)), device=session.device)
+    return knn_accuracy(
+        extract(student, data, "embedding", bank),
+        data.labels[bank],
+        extract(student, held_out, "embedding"),
+        held_out.labels,
+        k=KNN_NEIGHBOURS,
+        num_classes=data.num_classes,
+    )
+
+
+class Meter:
+    """Adds up terms on the device and looks at them only now and then, so that steps do not wait for it."""
+
+    def __init__(self, progress: Progress, epoch: int, steps: int, batch_size: int) -> None:
+        """Report to ``progress`` about twice a second."""
+        self._progress, self._epoch, self._steps, self._batch_size = progress, epoch, steps, batch_size
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._started = self._shown = time.monotonic()
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Count one step."""
+        for name, value in terms.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._count += 1
+        now = time.monotonic()
+        if self._count == 1 or now - self._shown > PROGRESS_EVERY_S:
+            self._shown = now
+            rate = self._count * self._batch_size / max(now - self._started, 1e-9)
+            self._progress(
+                {"epoch": self._epoch, "step": self._count, "steps": self._steps, "images_per_s": rate}
+                | {f"train/{name}": float(value) / self._count for name, value in self._sums.items()}
+            )
+
+    def result(self) -> Metrics:
+        """Return means over the epoch and all ranks. Raises ``RunError`` where a term is not finite."""
+        means = {name: float(mean_over_ranks(value / self._count)) for name, value in self._sums.items()}
+        broken = [name for name, value in means.items() if not abs(value) < float("inf")]
+        if broken:
+            named = [name for name in broken if name != "loss"] or broken
+            raise RunError(
+                f"epoch {self._epoch + 1}: {', '.join(named)} became NaN or infinite; the checkpoint of the epoch "
+                "before is kept. Lower train.optimizer.lr or the term's weight, or set train.clip"
+            )
+        return {f"train/{name}": value for name, value in means.items()}

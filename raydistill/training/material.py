@@ -1,0 +1,104 @@
+"""What a training process needs beside the experiment: images, and the teacher's rows for them.
+
+It is prepared once, in the process that was started by the user, so that everything which does not fit is said before
+any worker starts. As plain arrays it goes into Ray's object store, where all workers and trials of a node map one copy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raydistill.config import Experiment
+from raydistill.data.datasets import ImageSet, load_train, split_train
+from raydistill.errors import DataError, WeightsError
+from raydistill.teachers.cache.read import find_cache
+from raydistill.teachers.source import wanted_outputs
+
+
+@dataclass(frozen=True)
+class Material:
+    """Training and validation images; ``table`` holds the cached outputs [views, N, ...] for the training images.
+
+    ``table_views`` names the cached views in the table's order; both are empty where the teacher runs live.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    table: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    table_views: tuple[int, ...] = ()
+
+
+def prepare(experiment: Experiment) -> Material:
+    """Load the images, carve the validation split and read the teacher's rows.
+
+    Raises:
+        DataError, CacheError, WeightsError: for whatever is missing or does not fit.
+    """
+    images = load_train(experiment.data)
+    splits = split_train(images, experiment.data)
+    needs = experiment.needs
+    if "label" in needs.columns and images.labels is None:
+        labelled = next(label for label, method in experiment.methods.items() if "label" in method.needs().columns)
+        raise DataError(f"methods.{labelled} needs labels, but data set '{experiment.data.name}' has none")
+    _require_files(experiment)
+    if not needs.teacher or experiment.teacher is None or experiment.teacher.source == "live":
+        return Material(splits.train, splits.validation)
+    cache = find_cache(experiment, images)
+    table = cache.table(splits.train.ids, cache.views, wanted_outputs(needs, cache))
+    return Material(splits.train, splits.validation, table, tuple(cache.views))
+
+
+def _require_files(experiment: Experiment) -> None:
+    """Say at once which weights are missing, rather than in a worker."""
+    given = {"student.weights": experiment.student.weights}
+    if experiment.teacher is not None and experiment.teacher.source == "live" and experiment.needs.teacher:
+        given["teacher.weights"] = experiment.teacher.weights
+    for key, path in given.items():
+        if path is not None and not Path(path).is_file():
+            raise WeightsError(f"{key} = {path}: no such file")
+
+
+def to_arrays(material: Material) -> dict[str, Any]:
+    """Take a material apart into arrays, which Ray maps without a copy, and plain values."""
+
+    def images(part: ImageSet) -> dict[str, Any]:
+        return {
+            "images": part.images.numpy(),
+            "labels": None if part.labels is None else part.labels.numpy(),
+            "ids": part.ids.numpy(),
+            "num_classes": part.num_classes,
+            "mean": part.mean,
+            "std": part.std,
+            "skipped": part.skipped,
+        }
+
+    return {
+        "train": images(material.train),
+        "validation": images(material.validation),
+        "table": dict(material.table),
+        "table_views": material.table_views,
+    }
+
+
+def from_arrays(arrays: Mapping[str, Any]) -> Material:
+    """Undo ``to_arrays``; the tensors share the arrays' memory and must not be written to."""
+
+    def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(array)
+
+    def images(part: Mapping[str, Any]) -> ImageSet:
+        tensors = {name: None if part[name] is None else tensor(part[name]) for name in ("images", "labels", "ids")}
+        return ImageSet(**{**part, **tensors})
+
+    return Material(
+        images(arrays["train"]), images(arrays["validation"]), arrays["table"], tuple(arrays["table_views"])
+    )

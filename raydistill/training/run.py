@@ -1,0 +1,82 @@
+"""One run in one process: sessions, checkpoints and the run's folder around the loop. No Ray here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from raydistill.data.datasets import load_test
+from raydistill.data.resident import ResidentSet
+from raydistill.errors import DataError
+from raydistill.models.weights import save_weights
+from raydistill.training.events import EventLog
+from raydistill.training.loop import Metrics, fit, measure_top1
+from raydistill.training.run_folder import RunFolder
+from raydistill.training.session import Session
+
+AfterEpoch = Callable[[Metrics, Session], None]
+
+
+def run(
+    session: Session,
+    folder: RunFolder,
+    *,
+    after_epoch: AfterEpoch,
+    weights: str = "student.safetensors",
+    final: bool = True,
+) -> None:
+    """Train to the end and leave metrics, weights and the result in the folder; only rank 0 writes.
+
+    ``after_epoch`` is called on every rank once the epoch's metrics are in the session's history. Only a ``final`` run
+    looks at the test images; the trials of a sweep do not.
+    """
+    writes = session.rank == 0
+    started = time.monotonic()
+    if writes:
+        folder.write_history(session.history)
+    with EventLog(folder.path, enabled=writes) as events:
+
+        def report(metrics: Metrics, session: Session) -> None:
+            session.history.append(metrics)
+            if writes:
+                folder.write_history(session.history)
+                events.write(metrics)
+            after_epoch(metrics, session)
+
+        fit(session, report, folder.write_progress if writes else lambda values: None)
+    if writes:
+        save_weights(session.distiller.student, folder.path / weights)
+        folder.write_result(
+            {
+                **result_of(session),
+                **(test_top1(session) if final else {}),
+                "seconds": time.monotonic() - started,
+            }
+        )
+
+
+def result_of(session: Session) -> dict[str, Any]:
+    """What a finished session has to say without the test images."""
+    experiment = session.experiment
+    values = [record["val/top1"] for record in session.history if "val/top1" in record]
+    return {
+        "name": experiment.name,
+        "seed": experiment.seed,
+        "student": experiment.student.model,
+        "methods": list(experiment.methods),
+        "val_top1": values[-1] if values else None,
+        "best_val_top1": max(values, default=None),
+        "epochs": session.epoch,
+        "images_per_s": session.history[-1]["images_per_s"] if session.history else None,
+        "teacher_forwards": session.teacher.forwards if session.teacher else 0,
+    }
+
+
+def test_top1(session: Session) -> dict[str, Any]:
+    """Return ``top1`` on the test images; where they cannot be read, None and the reason, so that no run is lost."""
+    try:
+        test = ResidentSet(load_test(session.experiment.data), session.device)
+    except DataError as error:
+        return {"top1": None, "test_error": str(error)}
+    return {"top1": measure_top1(session, test)}

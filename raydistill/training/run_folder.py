@@ -1,0 +1,182 @@
+"""The folder ``runs/<name>/`` that explains a run by itself. ``_SUCCESS`` is written last."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from raydistill.config import Experiment
+from raydistill.errors import ConfigError, RunError
+
+SUCCESS = "_SUCCESS"
+PACKAGES = ("raydistill", "torch", "torchvision", "ray", "numpy", "pandas", "pyarrow", "pydantic")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is either whole or not there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def claimed(folder: Path, *, resume: bool) -> Iterator[RunFolder]:
+    """Give a run its folder for as long as the context lasts.
+
+    An earlier run of the name is never overwritten: without ``resume`` it is moved to ``<name>.1``, ``<name>.2``, ...
+    A folder that a living process writes to is refused.
+
+    Raises:
+        ConfigError: where another process holds the folder, or there is nothing to resume.
+        RunError: where the folder cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{folder}: another process is writing this run; give yours another name=...") from None
+        if resume and not (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder}: there is no run to resume here; leave out --resume to start it")
+        if folder.exists() and not resume:
+            folder.rename(_free_name(folder))
+        yield RunFolder(folder)
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return aside
+
+
+class RunFolder:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is written before ``begin``."""
+        self.path = path
+        self._start: dict[str, float] = {}
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the run ended as it should."""
+        return (self.path / SUCCESS).is_file()
+
+    def begin(self, experiment: Experiment) -> None:
+        """Make the folder with the resolved configuration and the environment."""
+        try:
+            (self.path / "logs").mkdir(parents=True, exist_ok=True)
+            (self.path / "checkpoints").mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be made: {error.strerror}") from None
+        write_atomically(self.path / "config.yaml", experiment.to_yaml())
+        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    def write_history(self, history: list[dict[str, float]]) -> None:
+        """Write ``metrics.jsonl`` and ``metrics.csv`` with one record an epoch."""
+        columns = list(dict.fromkeys(name for record in history for name in record))
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+        lines = _Lines()
+        writer = csv.DictWriter(lines, columns)
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomically(self.path / "metrics.csv", "".join(lines))
+
+    def history(self) -> list[dict[str, float]]:
+        """Return what ``write_history`` wrote, or nothing."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def note_start(self, marks: Mapping[str, float]) -> None:
+        """Keep the times of the way here; with that of the first step they go into ``logs/startup.json``."""
+        self._start = dict(marks)
+
+    def write_progress(self, values: Mapping[str, float]) -> None:
+        """Leave word of where the epoch stands, for whoever shows it."""
+        if self._start:
+            marks = json.dumps({**self._start, "first_step": time.time()})
+            write_atomically(self.path / "logs" / "startup.json", marks)
+            self._start = {}
+        temporary = self.path / "logs" / "progress.json.tmp"
+        temporary.write_text(json.dumps(dict(values)))
+        temporary.replace(self.path / "logs" / "progress.json")
+
+    def progress(self) -> dict[str, float]:
+        """Return the last word of ``write_progress``, or nothing."""
+        return dict(self._json("logs/progress.json"))
+
+    def write_failure(self, kind: str, message: str) -> None:
+        """Leave word of what went wrong."""
+        write_atomically(self.path / "logs" / "failure.json", json.dumps({"kind": kind, "message": message}))
+
+    def failure(self) -> dict[str, str]:
+        """Return what ``write_failure`` wrote, or nothing."""
+        return dict(self._json("logs/failure.json"))
+
+    def forget_failure(self) -> None:
+        """Remove the word of an earlier failure, before a run goes on."""
+        (self.path / "logs" / "failure.json").unlink(missing_ok=True)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``."""
+        write_atomically(self.path / "result.json", json.dumps(dict(result), indent=2) + "\n")
+
+    def result(self) -> dict[str, Any]:
+        """Return what ``write_result`` wrote, or nothing."""
+        return dict(self._json("result.json"))
+
+    def succeed(self) -> None:
+        """Say that the run is whole."""
+        write_atomically(self.path / SUCCESS, "")
+
+    def _json(self, name: str) -> Any:
+        path = self.path / name
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+
+class _Lines(list[str]):
+    """A list that the csv module can write to."""
+
+    write = list.append
+
+
+def environment() -> dict[str, Any]:
+    """What a run was made with: versions, machine, command."""
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": {package: version(package) for package in PACKAGES},
+    }

@@ -1,0 +1,263 @@
+"""Ray Train around the loop: workers, checkpoints, recovery, and what the user sees meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydistill.cluster import ensure_ray
+from raydistill.config import Experiment, parse_experiment
+from raydistill.errors import ConfigError, InputError, RaydistillError, RunError
+from raydistill.methods.registry import method_class
+from raydistill.training.run_folder import RunFolder, claimed
+
+if TYPE_CHECKING:
+    from raydistill.training.session import Session
+
+Watch = Callable[[RunFolder], None]
+
+STUDENT_WEIGHTS = "student.safetensors"
+POLL_S = 0.25
+
+
+def train(
+    experiment: Experiment,
+    *,
+    resume: bool = False,
+    watch: Watch = lambda folder: None,
+    folder: Path | None = None,
+    weights: str = STUDENT_WEIGHTS,
+    kind: str = "train",
+) -> dict[str, Any]:
+    """Train one student with Ray Train and return what stands in the run's ``result.json``, with ``run``.
+
+    ``watch`` is called a few times a second while the workers train.
+
+    Raises:
+        InputError: where the experiment, its data, weights or cache are wrong; nothing is written then.
+        RunError: where the run failed.
+    """
+    with claimed(folder or experiment.folder, resume=resume) as run_folder:
+        if resume and run_folder.succeeded:
+            return run_folder.result()
+        marks = {"called": time.time()}
+        arrays = prepare_while_ray_starts(experiment, marks)
+        import ray
+
+        run_folder.begin(experiment)
+        run_folder.forget_failure()
+        job = {
+            "experiment": experiment.to_dict(),
+            "material": ray.put(arrays),
+            "folder": str(run_folder.path.resolve()),
+            "weights": weights,
+            "marks": marks,
+        }
+        try:
+            watched(partial(_run_workers, experiment, run_folder, job), run_folder, watch)
+        except InputError:  # what only the assembled parts could tell; nothing was trained, so nothing is left
+            if not run_folder.history():
+                shutil.rmtree(run_folder.path)
+            raise
+        result = {"kind": kind, "run": str(run_folder.path), **run_folder.result()}
+        run_folder.write_result(result)
+        run_folder.succeed()
+        return result
+
+
+def train_teacher(
+    experiment: Experiment, *, resume: bool = False, watch: Watch = lambda folder: None
+) -> dict[str, Any]:
+    """Train the experiment's teacher by cross entropy, into the folder of ``teacher.weights`` where that is given."""
+    if experiment.teacher is None:
+        raise ConfigError("teacher: required by this command, but not given")
+    given = Path(experiment.teacher.weights) if experiment.teacher.weights else None
+    folder = given.parent if given else experiment.folder.with_name(f"{experiment.name}-teacher")
+    weights = given.name if given else "model.safetensors"
+    alone = Experiment.model_validate(
+        {
+            "name": folder.name,
+            "seed": experiment.seed,
+            "output": str(folder.parent),
+            "data": experiment.data,
+            "student": {"model": experiment.teacher.model},
+            "methods": {"ce": method_class("ce")()},
+            "train": experiment.teacher.train or experiment.train,
+            "scale": experiment.scale,
+            "evaluate": experiment.evaluate,
+        }
+    )
+    result = train(alone, resume=resume, watch=watch, folder=folder, weights=weights, kind="teacher")
+    return {**result, "weights": str(folder / weights)}
+
+
+def prepare_while_ray_starts(experiment: Experiment, marks: dict[str, float]) -> dict[str, Any]:
+    """Load and check the material while Ray's processes come up; return it as arrays.
+
+    Ray starts in this thread, because its processes die with the thread that started them.
+    """
+    with ThreadPoolExecutor(max_workers=1) as preparing:
+        arrays = preparing.submit(_prepared_arrays, experiment, marks)
+        ensure_ray()
+        marks["ray_started"] = time.time()
+        return arrays.result()
+
+
+def _prepared_arrays(experiment: Experiment, marks: dict[str, float]) -> dict[str, Any]:
+    from raydistill.training.material import prepare, to_arrays
+
+    arrays = to_arrays(prepare(experiment))
+    import ray.train.torch  # noqa: F401  takes seconds, as the start of Ray does
+
+    marks["prepared"] = time.time()
+    return arrays
+
+
+def watched(work: Callable[[], None], folder: RunFolder, watch: Watch) -> None:
+    """Run ``work`` in a thread, so that this one shows progress and gets the user's interrupt."""
+    outcome: list[BaseException | None] = []
+
+    def body() -> None:
+        try:
+            work()
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        watch(folder)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any]) -> None:
+    """Run the TorchTrainer and raise what its workers left word of, or Ray's own error."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(**_resources(experiment)),
+        run_config=RunConfig(
+            storage_path=str(folder.path.resolve()),
+            name="checkpoints",
+            failure_config=FailureConfig(max_failures=experiment.scale.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=experiment.train.keep_checkpoints),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        _raise_failure(folder)
+        raise RunError(f"{folder.path}: the workers failed: {str(error).strip().splitlines()[-1]}") from error
+    _raise_failure(folder)
+
+
+def _raise_failure(folder: RunFolder) -> None:
+    failure = folder.failure()
+    if failure:
+        kinds = {kind.__name__: kind for kind in (*InputError.__subclasses__(), InputError, RunError)}
+        raise kinds.get(failure["kind"], RunError)(failure["message"])
+
+
+def _resources(experiment: Experiment) -> dict[str, Any]:
+    """Share the CPUs that Ray has among the workers, and give each a GPU where there are enough."""
+    import ray
+
+    scale, available = experiment.scale, ray.cluster_resources()
+    use_gpu = scale.use_gpu if scale.use_gpu != "auto" else available.get("GPU", 0) >= scale.workers
+    cpus = scale.cpus_per_worker or max(1, int(available["CPU"]) // scale.workers)
+    if cpus * scale.workers > available["CPU"]:
+        raise RunError(
+            f"scale: {scale.workers} workers with {cpus} CPUs each were asked for, but Ray has {available['CPU']:.0f}"
+        )
+    return {
+        "num_workers": scale.workers,
+        "use_gpu": use_gpu,
+        "resources_per_worker": {"CPU": cpus, "GPU": int(use_gpu)},
+    }
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """What every worker runs: assemble, continue from the last checkpoint, train."""
+    import ray
+
+    context = ray.train.get_context()
+    folder = RunFolder(Path(job["folder"]))
+    try:
+        _train_in_worker(job, folder)
+    except (RaydistillError, OSError) as error:
+        if context.get_world_rank() == 0:
+            kind = type(error).__name__ if isinstance(error, RaydistillError) else "RunError"
+            folder.write_failure(kind, str(error))
+        if context.get_world_size() > 1:  # the other ranks would wait for this one for ever
+            raise
+
+
+def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
+    started = time.time()
+    import ray.train.torch
+    import torch
+
+    from raydistill.training.checkpoint import load_checkpoint
+    from raydistill.training.material import from_arrays
+    from raydistill.training.run import run
+    from raydistill.training.session import assemble
+
+    context = ray.train.get_context()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    experiment = parse_experiment(job["experiment"])
+    material = from_arrays(ray.get(job["material"]))
+    session = assemble(
+        experiment,
+        material,
+        device=ray.train.torch.get_device(),
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        wrap=partial(_wrap, experiment),
+    )
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as path:
+            load_checkpoint(session, Path(path))
+    folder.note_start({**job["marks"], "worker_started": started, "assembled": time.time(), "pid": os.getpid()})
+    run(session, folder, after_epoch=_report, weights=job["weights"])
+
+
+def _wrap(experiment: Experiment, module: Any) -> Any:
+    """Wrap for distributed training without copying rank 0's buffers over the others at each step."""
+    import ray.train.torch
+
+    options: dict[str, Any] = {"forward_sync_buffers": False}
+    if not experiment.needs.trains_classifier:  # its weights get no gradient then
+        options["find_unused_parameters"] = True
+    return ray.train.torch.prepare_model(module, move_to_device=False, parallel_strategy_kwargs=options)
+
+
+def _report(metrics: Mapping[str, float], session: Session) -> None:
+    """Tell Ray Train of an epoch, with a checkpoint where one is due."""
+    import ray.train
+    from ray.train import Checkpoint
+
+    from raydistill.training.checkpoint import save_checkpoint
+
+    config = session.experiment.train
+    due = session.epoch % config.checkpoint_every == 0 or session.epoch == config.epochs
+    if not due or session.rank != 0:
+        ray.train.report(dict(metrics))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(session, Path(folder))
+        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))

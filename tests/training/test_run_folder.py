@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raydistill.config import load_experiment
+from raydistill.errors import ConfigError, RunError
+from raydistill.training.run_folder import RunFolder, claimed
+from tests.conftest import digits
+
+
+def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
+    for number in range(3):
+        with claimed(tmp_path / "run", resume=False) as folder:
+            folder.begin(digits(tmp_path, seed=number))
+    seeds = {path.name: load_experiment(path / "config.yaml").seed for path in tmp_path.glob("run*")}
+    assert seeds == {"run": 2, "run.1": 0, "run.2": 1}
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    second = claimed(tmp_path / "run", resume=False)
+    with claimed(tmp_path / "run", resume=False), pytest.raises(ConfigError, match="another process"), second:
+        raise AssertionError("two runs hold one folder")
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run to resume"), claimed(tmp_path / "run", resume=True):
+        raise AssertionError("nothing was there to resume")
+
+
+def test_files_of_a_run(tmp_path: Path) -> None:
+    experiment = digits(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(experiment)
+    assert load_experiment(folder.path / "config.yaml") == experiment
+    assert "torch" in json.loads((folder.path / "environment.json").read_text())["packages"]
+    history = [{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 1.0, "val/top1": 50.0}]
+    folder.write_history(history)
+    assert folder.history() == history
+    assert (folder.path / "metrics.csv").read_text().split() == ["epoch,train/loss,val/top1", "1,2.0,", "2,1.0,50.0"]
+    assert not folder.succeeded
+    folder.succeed()
+    assert folder.succeeded
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file"), claimed(tmp_path / "file" / "run", resume=False):
+        raise AssertionError("a file was taken for a folder")

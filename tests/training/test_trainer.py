@@ -1,0 +1,135 @@
+"""Ray Train around the loop: whole runs, recovery, full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raydistill.config import Experiment, load_experiment
+from raydistill.errors import ConfigError, RunError
+from raydistill.models.weights import load_weights
+from raydistill.models.zoo import build_model
+from raydistill.teachers.cache.build import build_cache
+from raydistill.training.run_folder import RunFolder
+from raydistill.training.trainer import train, train_teacher
+from tests.conftest import digits, teaching
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_a_run_explains_itself(tmp_path: Path, teacher_weights: Path) -> None:
+    methods = {"ce": {"weight": 0.1}, "kd": {"weight": 0.9}}
+    experiment = digits(tmp_path, teacher=teaching(teacher_weights), methods=methods)
+    build_cache(experiment)
+    watched: list[Path] = []
+    result = train(experiment, watch=lambda folder: watched.append(folder.path))
+    run = tmp_path / "runs" / "digits"
+    assert result["run"] == str(run)
+    assert result["teacher_forwards"] == 0
+    assert result["epochs"] == 2
+    assert 0.0 <= result["top1"] <= 100.0
+    assert set(watched) == {run}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "result.json", "_SUCCESS"} <= {
+        path.name for path in run.iterdir()
+    }
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    wanted = {"epoch", "train/loss", "train/ce", "train/kd", "val/top1", "images_per_s", "seconds"}
+    assert all(wanted <= set(record) for record in records)
+    for record in records:
+        assert record["train/loss"] == pytest.approx(0.1 * record["train/ce"] + 0.9 * record["train/kd"], rel=1e-4)
+    assert list(run.glob("events.out.tfevents.*"))
+    assert list(run.glob("checkpoints/checkpoint_*/state.pt"))
+    assert load_experiment(run / "config.yaml") == experiment
+    load_weights(build_model("resnet8", 10, in_channels=1), run / "student.safetensors")
+
+
+def test_a_finished_run_is_resumed_to_the_same_result(tmp_path: Path) -> None:
+    experiment = digits(tmp_path)
+    first = train(experiment)
+    assert train(experiment, resume=True) == first
+
+
+def test_a_teacher_goes_where_the_experiment_looks_for_it(tmp_path: Path) -> None:
+    weights = tmp_path / "runs" / "big" / "model.safetensors"
+    experiment = digits(
+        tmp_path, teacher={"model": "resnet14", "weights": str(weights), "train": {"epochs": 1, "batch_size": 48}}
+    )
+    result = train_teacher(experiment)
+    assert result["weights"] == str(weights)
+    assert result["epochs"] == 1
+    load_weights(build_model("resnet14", 10, in_channels=1), weights)
+
+
+def test_two_workers_share_the_global_batch(tmp_path: Path) -> None:
+    result = train(digits(tmp_path, scale={"workers": 2}))
+    assert result["epochs"] == 2
+    assert json.loads((Path(result["run"]) / "metrics.jsonl").read_text().splitlines()[-1])["train/loss"] < 3.0
+
+
+def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
+    train_config = {"epochs": 4, "batch_size": 48}
+    whole = train(digits(tmp_path, name="whole", train=train_config))
+    killer = Killer(tmp_path / "runs" / "killed")
+    with killer:
+        killed = train(digits(tmp_path, name="killed", train=train_config))
+    assert killer.hits == 1
+    left, right = (load_file(Path(result["run"]) / "student.safetensors") for result in (whole, killed))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert [record["epoch"] for record in RunFolder(Path(killed["run"])).history()] == [1, 2, 3, 4]
+
+
+class Killer:
+    """Sends SIGKILL to the worker once, after its first epoch."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.hits, self.stop = run, 0, threading.Event()
+        self.thread = threading.Thread(target=self._hunt, daemon=True)
+
+    def __enter__(self) -> Killer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _hunt(self) -> None:
+        while not self.stop.is_set() and not self.hits:
+            if RunFolder(self.run).history():
+                os.kill(json.loads((self.run / "logs" / "startup.json").read_text())["pid"], signal.SIGKILL)
+                self.hits += 1
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 192 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_no_run_that_looks_whole(tmp_path: Path, small_disk: Path) -> None:
+    experiment: Experiment = digits(tmp_path, output=str(small_disk), scale={"max_failures": 0})
+    with pytest.raises(RunError, match="No space left"):
+        train(experiment)
+    assert not (small_disk / "digits" / "_SUCCESS").exists()
+
+
+def test_what_only_the_workers_can_tell_is_still_an_error_of_the_input(tmp_path: Path, teacher_weights: Path) -> None:
+    experiment = digits(tmp_path, teacher=teaching(teacher_weights) | {"source": "live"}, methods={"crd": {}})
+    with pytest.raises(ConfigError, match="negatives: 16384 is too many"):
+        train(experiment)
+    assert not (tmp_path / "runs" / "digits").exists()
