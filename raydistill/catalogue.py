@@ -1,0 +1,43 @@
+"""The names that an experiment can use, each with a word on what it is. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import get_args
+
+
+def methods() -> dict[str, str]:
+    """Distillation methods with their papers."""
+    from raydistill.methods.registry import METHODS, method_class
+
+    return {name: method_class(name).paper for name in sorted(METHODS)}
+
+
+def models() -> dict[str, str]:
+    """Networks of the built-in zoo; others are ``torchvision/<name>`` and ``timm/<name>``."""
+    from raydistill.models.zoo import names
+
+    return dict.fromkeys(names(), "")
+
+
+def datasets() -> dict[str, str]:
+    """Data sets."""
+    from raydistill.data.names import DATA_SETS
+
+    return dict.fromkeys(sorted(DATA_SETS), "")
+
+
+def protocols() -> dict[str, str]:
+    """What ``raydistill eval`` can measure."""
+    from raydistill.config import Protocol
+
+    return dict.fromkeys(get_args(Protocol), "")
+
+
+KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
+    "methods": methods,
+    "models": models,
+    "datasets": datasets,
+    "protocols": protocols,
+}
+"""What can be listed."""

@@ -1,0 +1,212 @@
+"""The command line: parsing and printing only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from raydistill.errors import ConfigError, RaydistillError, did_you_mean
+
+if TYPE_CHECKING:
+    from raydistill.config import Experiment
+
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """Turns our errors into one message on stderr and the exit codes of the interface."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except RaydistillError as error:
+            print(f"raydistill: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("raydistill: interrupted; the same command with --resume goes on", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None)
+cache_app = typer.Typer(no_args_is_help=True, help="Build, check and look after teacher caches.", rich_markup_mode=None)
+app.add_typer(cache_app, name="cache")
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key.path=value]...", help="Values to set instead of the file's."),
+]
+Json = Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")]
+
+
+@app.callback()
+def _main() -> None:
+    """Turn a large vision model into a small one: teacher once, students trained and tuned from its cache, on Ray."""
+
+
+@app.command()
+def demo(as_json: Json = False, output: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs") -> None:
+    """Show the whole idea on embedded images: teacher, cache, sweep, best student, report. Takes minutes."""
+    from raydistill.demo import run_demo
+
+    _finish(run_demo(output), as_json)
+
+
+@app.command()
+def teacher(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
+    """Train the experiment's teacher by cross entropy."""
+    from raydistill import display
+
+    experiment = _load(config, overrides)
+    from raydistill.training.trainer import train_teacher
+
+    epochs = ((experiment.teacher and experiment.teacher.train) or experiment.train).epochs
+    with display.training(experiment, epochs) as watch:
+        result = train_teacher(experiment, resume=resume, watch=watch)
+    _finish(result, as_json)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
+    """Train one student."""
+    from raydistill import display
+
+    experiment = _load(config, overrides)
+    from raydistill.training.trainer import STUDENT_WEIGHTS
+    from raydistill.training.trainer import train as run
+
+    with display.training(experiment, experiment.train.epochs) as watch:
+        result = run(experiment, resume=resume, watch=watch)
+    _finish({**result, "student": str(Path(result["run"]) / STUDENT_WEIGHTS), "model": result["student"]}, as_json)
+
+
+@app.command()
+def tune(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
+    """Sweep over the keys of `tune.space` with ASHA; ends with the best configuration as a file."""
+    from raydistill import display
+
+    experiment = _load(config, overrides)
+    from raydistill.tuning.space import check_space
+
+    check_space(experiment)
+    from raydistill.tuning.sweep import tune as run
+
+    with display.sweep(experiment) as watch:
+        result = run(experiment, resume=resume, watch=watch)
+    _finish(result, as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    protocol: Annotated[list[str] | None, typer.Option(help="Measure this only; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure students and their teachers on the test images; writes card.json into each run."""
+    from raydistill.evaluation.card import evaluate_run
+    from raydistill.training.run_folder import write_atomically
+
+    cards = {}
+    for run in runs:
+        cards[str(run)] = evaluate_run(run, protocol or ())
+        write_atomically(run / "card.json", json.dumps(cards[str(run)], indent=2) + "\n")
+        _print_card(str(run), cards[str(run)])
+    _finish({"card": cards[str(runs[0])] if len(runs) == 1 else cards}, as_json, quiet=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained page about runs and sweeps."""
+    from raydistill.reporting.page import write_report
+
+    _finish({"report": str(write_report(runs, output))}, as_json)
+
+
+@app.command(name="list")
+def list_names(
+    kind: Annotated[str, typer.Argument(help="methods, models, datasets or protocols")],
+    as_json: Json = False,
+) -> None:
+    """List the names that an experiment can use."""
+    from raydistill.catalogue import KINDS
+
+    if kind not in KINDS:
+        raise ConfigError(f"cannot list '{kind}'{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
+    names = KINDS[kind]()
+    for name, about in names.items():
+        print(f"{name:<24}{about}".rstrip())
+    _finish({"names": list(names)}, as_json, quiet=True)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check the installation, devices, Ray and the disk."""
+    from raydistill.doctor import examine
+
+    checks = examine()
+    for check in checks:
+        print(f"{'ok ' if check['ok'] else 'BAD'}  {check['name']}: {check['found']}")
+    passed = all(check["ok"] for check in checks)
+    _finish({"ok": passed, "checks": checks}, as_json, quiet=True)
+    if not passed:
+        raise typer.Exit(1)
+
+
+@cache_app.command(name="build")
+def cache_build(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Compute what is missing of the experiment's teacher cache."""
+    from dataclasses import asdict
+
+    from raydistill import display
+
+    experiment = _load(config, overrides)
+    from raydistill.teachers.cache.build import build_cache
+
+    with display.rows("teacher") as progress:
+        built = build_cache(experiment, progress=progress)
+    _finish({**asdict(built), "path": str(built.path)}, as_json)
+
+
+def _load(config: Path, overrides: list[str] | None) -> Experiment:
+    from raydistill.config import load_experiment
+
+    return load_experiment(config, overrides or ())
+
+
+def _finish(values: Mapping[str, Any], as_json: bool, *, quiet: bool = False) -> None:
+    """Print a result: as lines for people, or as the last line of stdout for scripts."""
+    if as_json:
+        print(json.dumps(dict(values), default=str))
+    elif not quiet:
+        for name, value in values.items():
+            print(f"{name}: {value}")
+
+
+def _print_card(run: str, card: Mapping[str, Mapping[str, float]]) -> None:
+    print(run)
+    names = list(dict.fromkeys(name for values in card.values() for name in values))
+    print(f"{'':<18}" + "".join(f"{role:>14}" for role in card))
+    for name in names:
+        cells = [f"{values[name]:,.2f}".removesuffix(".00") if name in values else "-" for values in card.values()]
+        print(f"{name:<18}" + "".join(f"{cell:>14}" for cell in cells))
+
+
+def main() -> None:
+    """Entry point of the ``raydistill`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What a user sees while something long runs; all of it on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from raydistill.config import Experiment
+    from raydistill.training.run_folder import RunFolder
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Print one line for the user."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolder], None]]:
+    """Show a training run: a live line at a terminal, and one line for each finished epoch everywhere."""
+    shown = 0
+    started = time.monotonic()
+    line = Text(f"{experiment.name}: starting Ray and the workers ...")
+    with Live(line, console=console, refresh_per_second=4, transient=True) as live:
+
+        def watch(folder: RunFolder) -> None:
+            nonlocal shown
+            history = folder.history()
+            for record in history[shown:]:
+                say(f"{experiment.name}: {_epoch_line(record, epochs)}")
+            shown = len(history)
+            progress = folder.progress()
+            if progress and shown < epochs:
+                live.update(Text(f"{experiment.name}: {_live_line(progress, epochs, started)}"))
+
+        yield watch
+
+
+def _epoch_line(record: Mapping[str, float], epochs: int) -> str:
+    top1 = f"  val top-1 {record['val/top1']:.2f} %" if "val/top1" in record else ""
+    return f"epoch {record['epoch']:.0f}/{epochs}  {_terms(record)}{top1}  {record['images_per_s']:.0f} images/s"
+
+
+def _terms(values: Mapping[str, float]) -> str:
+    """Return ``loss 1.234 (kd 0.5, ce 0.7)`` without the details of single methods."""
+    terms = {name.removeprefix("train/"): value for name, value in values.items() if name.startswith("train/")}
+    total = terms.pop("loss", float("nan"))
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in terms.items() if "/" not in name)
+    return f"loss {total:.3f} ({parts})"
+
+
+def _live_line(progress: Mapping[str, float], epochs: int, started: float) -> str:
+    done = (progress["epoch"] + progress["step"] / progress["steps"]) / epochs
+    elapsed = time.monotonic() - started
+    left = elapsed * (1 - done) / done if done > 0 else float("nan")
+    return (
+        f"epoch {progress['epoch'] + 1:.0f}/{epochs}  step {progress['step']:.0f}/{progress['steps']:.0f}  "
+        f"{_terms(progress)}  {progress['images_per_s']:.0f} images/s  {left:.0f} s left"
+    )
+
+
+@contextmanager
+def rows(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many rows of a cache are done, with images/s and the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+
+        def watch(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield watch
+
+
+@contextmanager
+def sweep(experiment: Experiment) -> Iterator[Callable[[RunFolder], None]]:
+    """Show a sweep as a table of trials at a terminal, and a line for each new best everywhere."""
+    assert experiment.tune is not None
+    best: float | None = None
+    sign = 1.0 if experiment.tune.mode == "max" else -1.0
+    with Live(Text("starting Ray ..."), console=console, refresh_per_second=2, transient=True) as live:
+
+        def watch(folder: RunFolder) -> None:
+            nonlocal best
+            trials = [_trial(path, experiment) for path in sorted((folder.path / "trials").glob("*/trial.json"))]
+            for trial in trials:
+                value = trial["metric"]
+                if value is not None and (best is None or sign * value > sign * best):
+                    best = value
+                    say(f"{experiment.name}: best so far {value:.2f} by trial {trial['name']} {trial['values']}")
+            if trials:
+                live.update(Group(_trial_table(trials, experiment)))
+
+        yield watch
+
+
+def _trial(path: Path, experiment: Experiment) -> dict[str, Any]:
+    import json
+
+    from raydistill.training.run_folder import RunFolder
+
+    assert experiment.tune is not None
+    history = RunFolder(path.parent).history()
+    metric = history[-1].get(experiment.tune.metric) if history else None
+    values = json.loads(path.read_text())
+    return {
+        "name": path.parent.name,
+        "values": ", ".join(
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+        ),
+        "epoch": len(history),
+        "metric": metric,
+    }
+
+
+def _trial_table(trials: list[dict[str, Any]], experiment: Experiment) -> Table:
+    assert experiment.tune is not None
+    table = Table(
+        "trial",
+        "values",
+        "epoch",
+        experiment.tune.metric,
+        title=f"{experiment.name}: {len(trials)} of {experiment.tune.samples} trials started",
+    )
+    for trial in trials[-20:]:
+        metric = "" if trial["metric"] is None else f"{trial['metric']:.2f}"
+        table.add_row(trial["name"], trial["values"], f"{trial['epoch']}/{experiment.train.epochs}", metric)
+    return table

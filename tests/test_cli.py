@@ -1,0 +1,60 @@
+"""The command as a user runs it: exit codes, one message on stderr, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOOD = "name: x\ndata: {name: digits}\nstudent: {model: resnet8}\nmethods: {ce: {}}\n"
+
+
+def raydistill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "raydistill.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "absent.yaml"], "no such experiment file"),
+        (["train", "good.yaml", "train.epochz=1"], "did you mean 'epochs'"),
+        (["tune", "good.yaml"], "tune: required"),
+        (["tune", "good.yaml", "tune.space={train.lr: {uniform: [0, 1]}}"], "train.lr: unknown key"),
+        (["cache", "build", "good.yaml"], "teacher"),
+        (["teacher", "good.yaml"], "teacher: required"),
+        (["train", "good.yaml", "data.name=fashion_mnist", "data.root=nowhere"], "nowhere"),
+        (["train", "good.yaml", "student.weights=none.safetensors"], "none.safetensors"),
+        (["train", "good.yaml", "--resume"], "no run to resume"),
+        (["list", "method"], "did you mean 'methods'"),
+        (["eval", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["trian"], "No such command"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    ended = raydistill(*arguments, folder=tmp_path)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr + ended.stdout
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"good.yaml", ".x.lock"}
+    assert not left
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom raydistill.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\nassert not {'torch', 'ray'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["methods", "models", "datasets", "protocols"])
+def test_list_ends_with_json(tmp_path: Path, kind: str) -> None:
+    ended = raydistill("list", kind, "--json", folder=tmp_path)
+    assert ended.returncode == 0
+    assert len(json.loads(ended.stdout.splitlines()[-1])["names"]) >= 5
