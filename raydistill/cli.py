@@ -112,7 +112,7 @@ def evaluate(
 ) -> None:
     """Measure students and their teachers on the test images; writes card.json into each run."""
     from raydistill.evaluation.card import evaluate_run
-    from raydistill.training.run_folder import write_atomically
+    from raydistill.files import write_atomically
 
     cards = {}
     for run in runs:

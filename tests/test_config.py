@@ -95,7 +95,12 @@ def test_all_mistakes_are_told_at_once(good: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a: [", "not valid YAML"), ("- 1", "mapping"), ("name: x", "data: required"), ("a: !!python/object:os.x {}", "YAML")],
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "mapping"),
+        ("name: x", "data: required"),
+        ("a: !!python/object:os.x {}", "YAML"),
+    ],
 )
 def test_files_that_are_no_experiment(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "bad.yaml"
@@ -108,7 +113,9 @@ def test_a_missing_file_and_a_malformed_override(good: Path, tmp_path: Path) -> 
     assert "key.path=value" in message(good, "train.epochs")
 
 
-@given(st.dictionaries(st.text(max_size=8), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=4)))
+@given(
+    st.dictionaries(st.text(max_size=8), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=4))
+)
 def test_any_mapping_is_an_experiment_or_a_config_error(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         parse_experiment(values)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from raydistill.errors import WeightsError
+from raydistill.files import make_folders, write_atomically
 
 _LISTED = 8
 _WRAPPERS = ("state_dict", "model")
@@ -44,21 +45,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str 
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the state dict as safetensors; a crash leaves the old file or the new one, never a part."""
+    """Write the state dict as safetensors, whole or not at all. Raises ``RunError`` where that fails."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(target.parent)
     # Clones, because the format refuses tensors that share memory.
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(save(state, metadata={"format": "pt"}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    write_atomically(target, save(state, metadata={"format": "pt"}))
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -132,12 +124,3 @@ def _listing(what: str, items: Iterable[str]) -> str:
         return ""
     rest = ", ..." if len(found) > _LISTED else ""
     return f"{what} ({len(found)}): {', '.join(found[:_LISTED])}{rest}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,7 +12,8 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from raydistill.errors import DataError, RunError
+from raydistill.errors import DataError
+from raydistill.files import make_folders, write_atomically
 from raydistill.reporting.runs import RunRecord, Sweep, load_runs
 from raydistill.reporting.summary import sentences
 from raydistill.reporting.tables import cell, comparison, display, flatten, group_label
@@ -50,7 +49,9 @@ def write_report(run_paths: Iterable[str | Path], output: str | Path) -> Path:
     records = load_runs(run_paths)
     if output.is_dir():
         raise DataError(f"{output}: is a folder; name the HTML file to write")
-    _write_atomically(output, render(records))
+    page = render(records)
+    make_folders(output.parent)
+    write_atomically(output, page)
     return output
 
 
@@ -188,23 +189,3 @@ def _table(frame: pd.DataFrame) -> dict[str, Any]:
 def _is_number(value: Any) -> bool:
     text = cell(value).replace(",", "").lstrip("-")
     return text.replace(".", "", 1).isdigit()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # Temporary files are private; a report is to be read by whoever may read the folder.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raydistill.errors import RunError
+from raydistill.files import write_atomically
 from raydistill.training.session import Session
 
 FILE = "state.pt"
@@ -27,12 +28,9 @@ def state_of(session: Session) -> dict[str, Any]:
 
 def save_checkpoint(session: Session, folder: Path) -> None:
     """Write the session's state into a folder."""
-    temporary = folder / f"{FILE}.tmp"
-    with temporary.open("wb") as file:
-        torch.save(state_of(session), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / FILE)
+    buffer = io.BytesIO()
+    torch.save(state_of(session), buffer)
+    write_atomically(folder / FILE, buffer.getbuffer())
 
 
 def load_checkpoint(session: Session, folder: Path) -> None:

@@ -18,23 +18,10 @@ from typing import Any
 
 from raydistill.config import Experiment
 from raydistill.errors import ConfigError, RunError
+from raydistill.files import make_folders, write_atomically
 
 SUCCESS = "_SUCCESS"
 PACKAGES = ("raydistill", "torch", "torchvision", "ray", "numpy", "pandas", "pyarrow", "pydantic")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or not there."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @contextmanager
@@ -87,11 +74,7 @@ class RunFolder:
 
     def begin(self, experiment: Experiment) -> None:
         """Make the folder with the resolved configuration and the environment."""
-        try:
-            (self.path / "logs").mkdir(parents=True, exist_ok=True)
-            (self.path / "checkpoints").mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be made: {error.strerror}") from None
+        make_folders(self.path / "logs", self.path / "checkpoints")
         write_atomically(self.path / "config.yaml", experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, RunError
-from raydistill.training.run_folder import RunFolder, claimed, write_atomically
+from raydistill.files import write_atomically
+from raydistill.training.run_folder import RunFolder, claimed
 from raydistill.training.trainer import Watch, prepare_while_ray_starts, watched
 from raydistill.tuning.space import check_space, domains
 

@@ -157,7 +157,7 @@ def test_bad_runs_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a folder"):
         write_report([half], tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot be made"):
         write_report([half], tmp_path / "file" / "report.html")
 
 

@@ -1,0 +1,51 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from raydistill.errors import RunError
+
+TEMPORARY = ".tmp"
+
+
+def write_atomically(path: Path, data: str | bytes | memoryview) -> None:
+    """Write a file so that a crash or a full disk leaves the old one or the new one, never a part.
+
+    Raises:
+        RunError: with the path and the system's reason; nothing is left behind.
+    """
+    # The name is unique for each attempt: a retried task may run while the lost one still writes.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def make_folders(*folders: Path) -> None:
+    """Create folders. Raises ``RunError`` with the path and the system's reason."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be made: {error.strerror or error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
