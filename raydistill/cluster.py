@@ -19,14 +19,18 @@ QUIET = {
 }
 """Ray's switches: fewer processes beside a run on one machine, no output but ours, paths as the user gave them."""
 
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Without it Ray turns 127.0.0.1 back into the machine's own address and listens to everybody."""
+
 
 def ensure_ray(**options: Any) -> None:
     """Join the Ray that this process is connected to, or start one that is bound to loopback and writes to files."""
-    for name, value in QUIET.items():
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    for name, value in QUIET.items() if joins else {**QUIET, **LOOPBACK}.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         return
-    local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    local = {} if joins else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **{**local, **options})

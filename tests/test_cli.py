@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from raydistill.teachers.cache.build import build_cache
+from tests.conftest import digits
 
 GOOD = "name: x\ndata: {name: digits}\nstudent: {model: resnet8}\nmethods: {ce: {}}\n"
 
@@ -43,6 +47,36 @@ def test_wrong_input_is_one_message_and_exit_code_2(tmp_path: Path, arguments: l
     assert "Traceback" not in ended.stderr + ended.stdout
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"good.yaml", ".x.lock"}
     assert not left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["teacher.model=resnet20"], "teacher.safetensors"),
+        (["data.subset=300"], "differs in data.count (there 240, wanted 300)"),
+        (["cache.views=1"], "differs in augmentation"),
+        (["data.name=fashion_mnist", "data.root=images"], "train-images-idx3-ubyte"),
+    ],
+)
+def test_weights_caches_and_data_that_do_not_fit(
+    tmp_path: Path, teacher_weights: Path, ray_session: None, arguments: list[str], said: str
+) -> None:
+    """A checkpoint of another network, a cache of other data, a truncated file: told before a worker starts."""
+    shutil.copy(teacher_weights, tmp_path / "teacher.safetensors")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train-images-idx3-ubyte").write_bytes(
+        bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 28, 0, 0, 0, 28])
+    )
+    (tmp_path / "images" / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(9))
+    teacher = {"model": "resnet14", "weights": str(tmp_path / "teacher.safetensors")}
+    experiment = digits(tmp_path, teacher=teacher, methods={"kd": {}})
+    build_cache(experiment)
+    (tmp_path / "x.yaml").write_text(experiment.to_yaml())
+    ended = raydistill("train", "x.yaml", *arguments, folder=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "runs" / "digits").exists()
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:

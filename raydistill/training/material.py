@@ -6,17 +6,16 @@ any worker starts. As plain arrays it goes into Ray's object store, where all wo
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from raydistill.config import Experiment
 from raydistill.data.datasets import ImageSet, load_train, split_train
+from raydistill.data.shared import tensor_of
 from raydistill.errors import DataError, WeightsError
 from raydistill.teachers.cache.read import find_cache
 from raydistill.teachers.source import wanted_outputs
@@ -90,13 +89,8 @@ def to_arrays(material: Material) -> dict[str, Any]:
 def from_arrays(arrays: Mapping[str, Any]) -> Material:
     """Undo ``to_arrays``; the tensors share the arrays' memory and must not be written to."""
 
-    def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(array)
-
     def images(part: Mapping[str, Any]) -> ImageSet:
-        tensors = {name: None if part[name] is None else tensor(part[name]) for name in ("images", "labels", "ids")}
+        tensors = {name: None if part[name] is None else tensor_of(part[name]) for name in ("images", "labels", "ids")}
         return ImageSet(**{**part, **tensors})
 
     return Material(

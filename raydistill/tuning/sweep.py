@@ -39,6 +39,8 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
             "run more of them with tune.concurrent"
         )
     with claimed(experiment.folder, resume=resume) as folder:
+        if resume and folder.succeeded:
+            return folder.result()
         arrays = prepare_while_ray_starts(experiment, {})
         folder.begin(experiment)
         outcome: list[Any] = []

@@ -42,7 +42,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(RunError, match="student.safetensors: cannot be written: disk full"):
+    with pytest.raises(RunError, match=r"student\.safetensors: cannot be written: disk full"):
         save_weights(_model(1), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

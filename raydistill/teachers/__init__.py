@@ -1,0 +1,1 @@
+"""The teacher: a network, its cached outputs, and the source that hands them to a training step."""

@@ -1,0 +1,1 @@
+"""A teacher's outputs, computed once with Ray and read by everyone."""

@@ -1,0 +1,221 @@
+"""What a cache says about itself, and the name that follows from what decides its content.
+
+A cache is a folder ``<root>/<model>-<key>``::
+
+    manifest.json        content, versions and shards
+    shards/*.parquet     rows (sample_id, view_id) with one column for each output
+    records/*.json       one record for each finished shard: what a resumed build trusts
+    _SUCCESS             sha256 of manifest.json, written last
+
+Nothing here imports torch or Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raydistill.errors import CacheError
+from raydistill.files import write_atomically
+
+MANIFEST = "manifest.json"
+SUCCESS = "_SUCCESS"
+SHARDS = "shards"
+RECORDS = "records"
+REPAIR = "raydistill cache build CONFIG"
+_KEY_DIGITS = 20
+P = TypeVar("P", bound=BaseModel)
+_LIBRARIES = ("raydistill", "torch", "torchvision", "timm", "numpy", "pyarrow", "ray")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataContent(_Part):
+    """Which images, in which order; ``ids`` is the sha256 of the ordered little-endian int64 ids."""
+
+    fingerprint: str
+    count: int = Field(ge=1)
+    ids: str
+
+
+class TeacherContent(_Part):
+    """Which network; ``weights`` is ``weights_fingerprint``, ``outputs`` maps names to shapes."""
+
+    model: str
+    weights: str
+    outputs: dict[str, tuple[int, ...]]
+
+
+class Preprocessing(_Part):
+    """How pixels become the network's input; ``image_shape`` is (C, H, W)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_shape: tuple[int, int, int]
+
+
+class Augmentation(_Part):
+    """What the views 1 to V show."""
+
+    operations: dict[str, Any]
+    seed: int
+
+
+class Content(_Part):
+    """Everything that decides the values of a cache; ``views`` counts the augmented views beside view 0."""
+
+    format: Literal[1] = 1
+    data: DataContent
+    teacher: TeacherContent
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None
+    views: int = Field(ge=0)
+    dtype: Literal["float16", "float32"]
+    shard_rows: int = Field(ge=1)
+
+    @property
+    def key(self) -> str:
+        """The hash that names the cache."""
+        return content_hash(self)
+
+    @property
+    def folder_name(self) -> str:
+        """``<model>-<key>``, with the model's slash replaced."""
+        return f"{self.teacher.model.replace('/', '-')}-{self.key}"
+
+    def shards(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (view, first position, rows) of every shard, the same for every builder."""
+        for view in range(self.views + 1):
+            for first in range(0, self.data.count, self.shard_rows):
+                yield view, first, min(self.shard_rows, self.data.count - first)
+
+
+class ShardRecord(_Part):
+    """One finished shard: its place, its file, and how many images went through the teacher for it."""
+
+    name: str
+    view: int = Field(ge=0)
+    first: int = Field(ge=0)
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str
+    ids: str
+    forwards: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _named_after_its_place(self) -> ShardRecord:
+        # Names become paths: nothing but the one possible name may pass.
+        if self.name != shard_name(self.view, self.first):
+            raise ValueError(f"shard '{self.name}' is not the one of view {self.view} from row {self.first}")
+        return self
+
+
+class Manifest(_Part):
+    """The file ``manifest.json``; ``shards`` is empty while the cache is being built."""
+
+    key: str
+    content: Content
+    versions: dict[str, str]
+    created: str
+    shards: tuple[ShardRecord, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if self.key != self.content.key:
+            raise ValueError(f"content was edited: its hash is {self.content.key}, not {self.key}")
+        places = [(shard.view, shard.first, shard.rows) for shard in self.shards]
+        if places and places != list(self.content.shards()):
+            raise ValueError("the list of shards does not cover the images")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Rows of all views."""
+        return self.content.data.count * (self.content.views + 1)
+
+
+def content_hash(content: Content) -> str:
+    """Return the hexadecimal hash of all fields: equal requests share a name, unequal ones do not."""
+    text = json.dumps(content.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+
+
+def shard_name(view: int, first: int) -> str:
+    """Return the file name of the shard of ``view`` that begins at position ``first``."""
+    return f"v{view:04d}-{first:010d}.parquet"
+
+
+def shard_path(folder: Path, name: str) -> Path:
+    """Return where a shard lies."""
+    return folder / SHARDS / name
+
+
+def record_path(folder: Path, name: str) -> Path:
+    """Return where the record of a shard lies."""
+    return (folder / RECORDS / name).with_suffix(".json")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that may decide a last bit of the values."""
+    found: dict[str, str] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_part(path: Path, part: BaseModel) -> None:
+    """Write a manifest or a record atomically. Raises ``RunError`` where the disk refuses."""
+    write_atomically(path, (part.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``manifest.json``.
+
+    Raises:
+        CacheError: if the folder is no cache, or the file is damaged, edited or of another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CacheError(f"{folder}: not a teacher cache (no {MANIFEST}); build one with `{REPAIR}`")
+    return _parse(Manifest, path)
+
+
+def read_record(folder: Path, name: str) -> ShardRecord | None:
+    """Return the record of a shard, or None where there is none that can be trusted."""
+    try:
+        record = _parse(ShardRecord, record_path(folder, name))
+    except CacheError:
+        return None
+    return record if record.name == name else None
+
+
+def check_success(folder: Path) -> None:
+    """Raise ``CacheError`` unless the build was finished and the manifest is the one it wrote."""
+    marker, manifest = folder / SUCCESS, folder / MANIFEST
+    if not marker.is_file():
+        raise CacheError(f"{folder}: not finished (no {SUCCESS}); finish it with `{REPAIR}`")
+    if marker.read_text(errors="replace").strip() != hashlib.sha256(manifest.read_bytes()).hexdigest():
+        raise CacheError(f"{manifest}: changed after the build; repair it with `{REPAIR}`")
+
+
+def _parse(kind: type[P], path: Path) -> P:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CacheError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "file"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise CacheError(f"{path}: damaged: {place}: {reason}; repair it with `{REPAIR}`") from None

@@ -1,0 +1,110 @@
+"""What an experiment asks a cache for, and where that cache lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydistill.errors import CacheError
+from raydistill.models.weights import weights_fingerprint
+from raydistill.teachers.cache.manifest import (
+    MANIFEST,
+    REPAIR,
+    Augmentation,
+    Content,
+    DataContent,
+    Manifest,
+    Preprocessing,
+    TeacherContent,
+    read_manifest,
+)
+from raydistill.teachers.cache.shards import ids_sha256
+from raydistill.teachers.network import output_shapes
+
+if TYPE_CHECKING:
+    from raydistill.config import Experiment
+    from raydistill.data.image_set import ImageSet
+    from raydistill.models.taps import Tapped
+
+_NOTHING = "nothing"
+
+
+def requested(experiment: Experiment, images: ImageSet, network: Tapped) -> Content:
+    """Return everything that decides the values of the experiment's cache.
+
+    Raises:
+        ConfigError: if the teacher lacks an output of ``cache.outputs``.
+    """
+    config, teacher = experiment.cache, experiment.teacher
+    assert teacher is not None
+    operations = experiment.data.augment.model_dump(mode="json")
+    # Sorted: the order in which outputs are listed decides no value, so it must not decide the name.
+    names = tuple(sorted(set(config.outputs)))
+    return Content(
+        data=DataContent(fingerprint=images.fingerprint(), count=len(images), ids=ids_sha256(images.ids.cpu().numpy())),
+        teacher=TeacherContent(
+            model=teacher.model,
+            weights=weights_fingerprint(network),
+            outputs=output_shapes(network, names, images.shape),
+        ),
+        preprocessing=Preprocessing(
+            mean=tuple(map(float, images.mean)), std=tuple(map(float, images.std)), image_shape=images.shape
+        ),
+        augmentation=Augmentation(operations=operations, seed=config.seed) if config.views else None,
+        views=config.views,
+        dtype=config.dtype,
+        shard_rows=config.shard_rows,
+    )
+
+
+def missing_outputs(experiment: Experiment) -> tuple[str, ...]:
+    """Return the teacher outputs that the methods want and ``cache.outputs`` does not include."""
+    wanted = {name for outputs in experiment.needs.teacher.values() for name in outputs}
+    return tuple(sorted(wanted - set(experiment.cache.outputs)))
+
+
+def cache_folders(root: Path) -> list[Path]:
+    """Return the folders under ``root`` that hold a manifest, in the order of their names."""
+    return sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
+
+
+def absent(root: Path, content: Content) -> CacheError:
+    """Return the error for a cache that was not built, naming what sets the nearest one apart."""
+    nearest: tuple[list[str], Path] | None = None
+    for folder in cache_folders(root):
+        try:
+            manifest = read_manifest(folder)
+        except CacheError:
+            continue
+        found = differences(manifest, content)
+        if nearest is None or len(found) < len(nearest[0]):
+            nearest = found, folder
+    text = f"no teacher cache for this teacher and data in '{root}'"
+    if nearest is not None:
+        text += f"; the nearest, {nearest[1].name}, differs in {', '.join(nearest[0])}"
+    return CacheError(f"{text}. Build it: `{REPAIR}`")
+
+
+def differences(manifest: Manifest, content: Content) -> list[str]:
+    """Return one ``field (there X, wanted Y)`` for each field in which a cache is not the requested one."""
+    there, wanted = (_flat(part.model_dump(mode="json")) for part in (manifest.content, content))
+    return [
+        f"{name} (there {_short(there.get(name, _NOTHING))}, wanted {_short(wanted.get(name, _NOTHING))})"
+        for name in sorted({*there, *wanted})
+        if there.get(name, _NOTHING) != wanted.get(name, _NOTHING)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _short(value: Any) -> str:
+    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
