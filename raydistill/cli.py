@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raydistill.errors import ConfigError, RaydistillError, did_you_mean
+from raydistill.errors import CacheError, ConfigError, RaydistillError, did_you_mean
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
@@ -177,6 +177,72 @@ def cache_build(config: Config, overrides: Overrides = None, as_json: Json = Fal
     with display.rows("teacher") as progress:
         built = build_cache(experiment, progress=progress)
     _finish({**asdict(built), "path": str(built.path)}, as_json)
+
+
+@cache_app.command(name="plan")
+def cache_plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Say size, time and break-even of the experiment's cache before anything is computed."""
+    from dataclasses import asdict
+
+    experiment = _load(config, overrides)
+    from raydistill.teachers.cache.manage import plan
+
+    _finish(asdict(plan(experiment)), as_json)
+
+
+@cache_app.command(name="ls")
+def cache_ls(root: Annotated[Path, typer.Argument()] = Path("cache"), as_json: Json = False) -> None:
+    """List the caches below a folder."""
+    from dataclasses import asdict
+
+    from raydistill.teachers.cache.manage import list_caches
+
+    caches = list_caches(root)
+    for found in caches:
+        state = "" if found.finished else "  unfinished"
+        outputs = ", ".join(found.outputs)
+        print(f"{found.path}  {found.images} images x {found.views} views of {outputs}  {found.bytes:,} bytes{state}")
+    _finish({"caches": [asdict(found) for found in caches]}, as_json, quiet=True)
+
+
+@cache_app.command(name="verify")
+def cache_verify(
+    path: Annotated[Path, typer.Argument()],
+    full: Annotated[bool, typer.Option("--full", help="Also recompute all hashes and look at every value.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for damage; exit code 1 where there is some."""
+    from raydistill.teachers.cache.verify import verify
+
+    if not path.is_dir():
+        raise CacheError(f"{path}: no such folder")
+    problems = verify(path, full=full)
+    for problem in problems:
+        print(problem)
+    _finish({"ok": not problems, "problems": problems}, as_json, quiet=bool(problems))
+    if problems:
+        raise typer.Exit(1)
+
+
+@cache_app.command(name="export")
+def cache_export(
+    path: Annotated[Path, typer.Argument()],
+    out: Annotated[Path, typer.Argument(help="A .parquet (plain lists) or .npz file.")],
+    as_json: Json = False,
+) -> None:
+    """Write a cache as plain numbers for other tools."""
+    from raydistill.teachers.cache.manage import export
+
+    _finish({"path": str(export(path, out))}, as_json)
+
+
+@cache_app.command(name="rm")
+def cache_rm(path: Annotated[Path, typer.Argument()], as_json: Json = False) -> None:
+    """Remove a cache; refuses a folder that is none."""
+    from raydistill.teachers.cache.manage import remove
+
+    remove(path)
+    _finish({"removed": str(path)}, as_json)
 
 
 def _load(config: Path, overrides: list[str] | None) -> Experiment:

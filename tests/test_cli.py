@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,8 @@ def raydistill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
         (["list", "method"], "did you mean 'methods'"),
         (["eval", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["cache", "verify", "nowhere"], "nowhere"),
+        (["cache", "rm", "."], "not a teacher cache"),
         (["trian"], "No such command"),
     ],
 )
@@ -92,3 +95,30 @@ def test_list_ends_with_json(tmp_path: Path, kind: str) -> None:
     ended = raydistill("list", kind, "--json", folder=tmp_path)
     assert ended.returncode == 0
     assert len(json.loads(ended.stdout.splitlines()[-1])["names"]) >= 5
+
+
+def test_a_cache_is_planned_listed_verified_exported_and_removed(
+    tmp_path: Path, teacher_weights: Path, ray_session: None
+) -> None:
+    teacher = {"model": "resnet14", "weights": str(teacher_weights)}
+    experiment = digits(tmp_path, teacher=teacher, methods={"kd": {}})
+    path = build_cache(experiment).path
+    (tmp_path / "x.yaml").write_text(experiment.to_yaml())
+
+    def answer(*arguments: str, code: int = 0) -> dict[str, Any]:
+        ended = raydistill("cache", *arguments, "--json", folder=tmp_path)
+        assert ended.returncode == code, ended.stderr
+        found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+        return found
+
+    assert {"bytes", "seconds", "break_even_epochs", "uncacheable"} <= set(answer("plan", "x.yaml"))
+    assert [found["path"] for found in answer("ls", "cache")["caches"]] == [str(Path(path).relative_to(tmp_path))]
+    assert answer("verify", path, "--full") == {"ok": True, "problems": []}
+    assert Path(answer("export", path, "out.npz")["path"]).suffix == ".npz"
+    shard = next(Path(path).glob("shards/*.parquet"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    assert shard.name in answer("verify", path, "--full", code=1)["problems"][0]
+    answer("rm", path)
+    assert not Path(path).exists()

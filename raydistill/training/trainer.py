@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -108,7 +109,18 @@ def prepare_while_ray_starts(experiment: Experiment, marks: dict[str, float]) ->
         arrays = preparing.submit(_prepared_arrays, experiment, marks)
         ensure_ray()
         marks["ray_started"] = time.time()
+        _start_coordinator()
         return arrays.result()
+
+
+def _start_coordinator() -> None:
+    """Let Ray Train's coordinator come up while the data are read; later the controller would wait for its process."""
+    with contextlib.suppress(ImportError):  # a private name: without it a start takes some seconds longer
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        get_or_create_autoscaling_coordinator()
 
 
 def _prepared_arrays(experiment: Experiment, marks: dict[str, float]) -> dict[str, Any]:
