@@ -21,6 +21,7 @@ from raydistill.errors import ConfigError, RunError
 from raydistill.files import make_folders, write_atomically
 
 SUCCESS = "_SUCCESS"
+CONFIG = "config.yaml"
 PACKAGES = ("raydistill", "torch", "torchvision", "ray", "numpy", "pandas", "pyarrow", "pydantic")
 
 
@@ -28,11 +29,10 @@ PACKAGES = ("raydistill", "torch", "torchvision", "ray", "numpy", "pandas", "pya
 def claimed(folder: Path, *, resume: bool) -> Iterator[RunFolder]:
     """Give a run its folder for as long as the context lasts.
 
-    An earlier run of the name is never overwritten: without ``resume`` it is moved to ``<name>.1``, ``<name>.2``, ...
-    A folder that a living process writes to is refused.
+    A folder that a living process writes to is refused, and so is one that holds anything but a run.
 
     Raises:
-        ConfigError: where another process holds the folder, or there is nothing to resume.
+        ConfigError: where the folder cannot be taken, or there is nothing to resume.
         RunError: where the folder cannot be made.
     """
     try:
@@ -45,10 +45,11 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[RunFolder]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{folder}: another process is writing this run; give yours another name=...") from None
-        if resume and not (folder / "config.yaml").is_file():
+        holds_run = (folder / CONFIG).is_file()
+        if resume and not holds_run:
             raise ConfigError(f"{folder}: there is no run to resume here; leave out --resume to start it")
-        if folder.exists() and not resume:
-            folder.rename(_free_name(folder))
+        if folder.exists() and not holds_run and any(folder.iterdir()):
+            raise ConfigError(f"{folder}: holds other files than a run's; give the run a folder of its own")
         yield RunFolder(folder)
 
 
@@ -72,10 +73,15 @@ class RunFolder:
         """Whether the run ended as it should."""
         return (self.path / SUCCESS).is_file()
 
-    def begin(self, experiment: Experiment) -> None:
-        """Make the folder with the resolved configuration and the environment."""
+    def begin(self, experiment: Experiment, *, resume: bool = False) -> None:
+        """Make the folder with the resolved configuration and the environment.
+
+        An earlier run is never overwritten: without ``resume`` it is moved to ``<name>.1``, ``<name>.2``, ...
+        """
+        if not resume and (self.path / CONFIG).is_file():
+            self.path.rename(_free_name(self.path))
         make_folders(self.path / "logs", self.path / "checkpoints")
-        write_atomically(self.path / "config.yaml", experiment.to_yaml())
+        write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
     def write_history(self, history: list[dict[str, float]]) -> None:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from raydistill.cluster import ensure_ray
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, InputError, RaydistillError, RunError
-from raydistill.methods.registry import method_class
 from raydistill.training.run_folder import RunFolder, claimed
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def train(
         arrays = prepare_while_ray_starts(experiment, marks)
         import ray
 
-        run_folder.begin(experiment)
+        run_folder.begin(experiment, resume=resume)
         run_folder.forget_failure()
         job = {
             "experiment": experiment.to_dict(),
@@ -83,21 +82,30 @@ def train_teacher(
     given = Path(experiment.teacher.weights) if experiment.teacher.weights else None
     folder = given.parent if given else experiment.folder.with_name(f"{experiment.name}-teacher")
     weights = given.name if given else "model.safetensors"
-    alone = Experiment.model_validate(
-        {
-            "name": folder.name,
-            "seed": experiment.seed,
-            "output": str(folder.parent),
-            "data": experiment.data,
-            "student": {"model": experiment.teacher.model},
-            "methods": {"ce": method_class("ce")()},
-            "train": experiment.teacher.train or experiment.train,
-            "scale": experiment.scale,
-            "evaluate": experiment.evaluate,
-        }
-    )
+    alone = _teacher_alone(experiment, folder)
     result = train(alone, resume=resume, watch=watch, folder=folder, weights=weights, kind="teacher")
     return {**result, "weights": str(folder / weights)}
+
+
+def _teacher_alone(experiment: Experiment, folder: Path) -> Experiment:
+    """Return the experiment whose student is the teacher, learning from labels into ``folder``."""
+    assert experiment.teacher is not None
+    if not folder.name:
+        raise ConfigError(f"teacher.weights = {experiment.teacher.weights}: name a folder too, as in runs/teacher/...")
+    train_config = experiment.teacher.train or experiment.train
+    return parse_experiment(
+        {
+            **experiment.to_dict(),
+            "name": folder.name,
+            "output": str(folder.parent),
+            "teacher": None,
+            "student": {"model": experiment.teacher.model},
+            "methods": {"ce": {}},
+            "train": train_config.model_dump(mode="json"),
+            "tune": None,
+        },
+        origin="teacher.weights",
+    )
 
 
 def prepare_while_ray_starts(experiment: Experiment, marks: dict[str, float]) -> dict[str, Any]:

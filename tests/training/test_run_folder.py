@@ -49,3 +49,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"), claimed(tmp_path / "file" / "run", resume=False):
         raise AssertionError("a file was taken for a folder")
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds other files"), claimed(tmp_path / "run", resume=False):
+        raise AssertionError("a folder of something else was taken")
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
