@@ -24,11 +24,13 @@ def run_demo(output: str) -> dict[str, Any]:
 
     assert experiment.teacher is not None and experiment.teacher.train is not None
     display.say("1/5  a teacher is trained")
-    with display.training(experiment, experiment.teacher.train.epochs) as watch:
-        teacher = train_teacher(experiment, watch=watch)
+    large = experiment.override({"name": "teacher", "data.subset": None})
+    with display.training(large, experiment.teacher.train.epochs) as watch:
+        teacher = train_teacher(large, watch=watch)
     display.say("2/5  its outputs are cached once")
     with display.rows("teacher") as progress:
-        build_cache(experiment, progress=progress)
+        built = build_cache(experiment, progress=progress)
+    display.say(f"cache: {built.computed_rows} rows in {built.path}")
     display.say("3/5  a sweep of students learns from the cache")
     with display.sweep(experiment) as watch:
         sweep = tune(experiment, watch=watch)
