@@ -257,7 +257,7 @@ def _finish(values: Mapping[str, Any], as_json: bool, *, quiet: bool = False) ->
         print(json.dumps(dict(values), default=str))
     elif not quiet:
         for name, value in values.items():
-            print(f"{name}: {value}")
+            print(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
 
 
 def _print_card(run: str, card: Mapping[str, Mapping[str, float]]) -> None:

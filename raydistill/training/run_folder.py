@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -83,6 +83,11 @@ class RunFolder:
         make_folders(self.path / "logs", self.path / "checkpoints")
         write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    def list_skipped(self, skipped: Sequence[str]) -> None:
+        """Name every image that could not be decoded, with the reason, in ``skipped.txt``; nothing where all could."""
+        if skipped:
+            write_atomically(self.path / "skipped.txt", "".join(f"{line}\n" for line in skipped))
 
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Write ``metrics.jsonl`` and ``metrics.csv`` with one record an epoch."""

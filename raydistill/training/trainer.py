@@ -53,6 +53,7 @@ def train(
         import ray
 
         run_folder.begin(experiment, resume=resume)
+        run_folder.list_skipped(arrays["train"]["skipped"])
         run_folder.forget_failure()
         job = {
             "experiment": experiment.to_dict(),
@@ -67,7 +68,8 @@ def train(
             if not run_folder.history():
                 shutil.rmtree(run_folder.path)
             raise
-        result = {"kind": kind, "run": str(run_folder.path), **run_folder.result()}
+        skipped = len(arrays["train"]["skipped"])
+        result = {"kind": kind, "run": str(run_folder.path), **run_folder.result(), "skipped_images": skipped}
         run_folder.write_result(result)
         run_folder.succeed()
         return result

@@ -43,6 +43,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
             return folder.result()
         arrays = prepare_while_ray_starts(experiment, {})
         folder.begin(experiment, resume=resume)
+        folder.list_skipped(arrays["train"]["skipped"])
         outcome: list[Any] = []
         watched(lambda: outcome.append(_run_trials(experiment, folder, arrays, resume=resume)), folder, watch)
         result = _conclude(experiment, folder, outcome[0])

@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from raydistill.config import Experiment, load_experiment
-from raydistill.errors import ConfigError, RunError
+from raydistill.errors import ConfigError, DataError, RunError
 from raydistill.models.weights import load_weights
 from raydistill.models.zoo import build_model
 from raydistill.teachers.cache.build import build_cache
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.trainer import train, train_teacher
 from tests.conftest import digits, teaching
+from tests.data_room.files import write_folder
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -133,3 +134,15 @@ def test_what_only_the_workers_can_tell_is_still_an_error_of_the_input(tmp_path:
     with pytest.raises(ConfigError, match="negatives: 16384 is too many"):
         train(experiment)
     assert not (tmp_path / "runs" / "digits").exists()
+
+
+def test_damaged_images_that_may_be_skipped_are_counted_and_listed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "images", each=12)
+    damaged = tmp_path / "images" / "train" / "cat" / "damaged.png"
+    damaged.write_bytes(b"not an image")
+    data = {"name": "image_folder", "root": str(tmp_path / "images"), "image_size": 8, "on_error": "skip"}
+    result = train(digits(tmp_path, data=data | {"max_errors": 0.1}, train={"epochs": 1, "batch_size": 8}))
+    assert result["skipped_images"] == 1
+    assert "damaged.png" in (Path(result["run"]) / "skipped.txt").read_text()
+    with pytest.raises(DataError, match=r"damaged\.png"):
+        train(digits(tmp_path, data=data | {"on_error": "stop"}))
