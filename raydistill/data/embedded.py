@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from raydistill.counter_rng import integers, name_key, uniform
 from raydistill.data.image_set import ImageSet, Split, assemble, choose_stratified
+from raydistill.errors import DataError
 from raydistill.lazy import Tensor, torch
 
 if TYPE_CHECKING:
@@ -25,15 +30,21 @@ def read(config: DataConfig, split: Split) -> ImageSet:
 
 
 def _digits(config: DataConfig, split: Split) -> ImageSet:
-    from sklearn.datasets import load_digits
-
-    loaded = load_digits()
-    images = torch.from_numpy((loaded.images * 255 / 16).round()).to(torch.uint8).unsqueeze(1)
-    labels = torch.from_numpy(loaded.target).to(torch.int64)
+    table = torch.from_numpy(np.loadtxt(_digits_file(), delimiter=",", dtype=np.int64))
+    images = (table[:, :64].reshape(-1, 1, 8, 8) * 255 / 16).round().to(torch.uint8)
+    labels = table[:, 64]
     ids = torch.arange(len(labels))
     mask = choose_stratified(ids, labels, _TEST_SHARE, _SPLIT_SEED, "digits/test")
     kept = mask if split == "test" else ~mask
     return assemble(config, images[kept], labels[kept], num_classes=10, ids=ids[kept])
+
+
+def _digits_file() -> Path:
+    """Find scikit-learn's table of digits without importing scikit-learn, which would take seconds in every process."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DataError("the digits come with scikit-learn, which is not installed; pip install scikit-learn")
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def _synthetic(config: DataConfig, split: Split) -> ImageSet:

@@ -249,3 +249,17 @@ def test_several_gzip_members_are_one_file(tmp_path: Path) -> None:
     path.unlink()
     path.with_name(path.name + ".gz").write_bytes(gzip.compress(content[:100]) + gzip.compress(content[100:]))
     assert len(load_train(DataConfig(name="mnist", root=str(tmp_path)))) == 20
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    config = DataConfig(name="digits")
+    parts = [load_train(config), load_test(config)]
+    ids = torch.cat([part.ids for part in parts]).numpy()
+    images = torch.cat([part.images for part in parts])[:, 0].numpy()
+    labels = torch.cat([part.labels for part in parts if part.labels is not None]).numpy()
+    assert sorted(ids) == list(range(len(theirs.target)))
+    assert (labels == theirs.target[ids]).all()
+    assert (images == (theirs.images[ids] * 255 / 16).round()).all()
