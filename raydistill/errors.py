@@ -42,6 +42,14 @@ class RunError(RaydistillError):
     """A run failed after it had started."""
 
 
+def named_error(kind: str, message: str) -> RaydistillError:
+    """Rebuild an error that another process reported by its class's name; an unknown name becomes a ``RunError``."""
+    kinds: dict[str, type[RaydistillError]] = {
+        error.__name__: error for error in (*InputError.__subclasses__(), InputError, RunError)
+    }
+    return kinds.get(kind, RunError)(message)
+
+
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest allowed name, or an empty string where none is near."""
     near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)

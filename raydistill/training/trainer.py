@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.cluster import ensure_ray
 from raydistill.config import Experiment, parse_experiment
-from raydistill.errors import ConfigError, InputError, RaydistillError, RunError
+from raydistill.errors import ConfigError, InputError, RaydistillError, RunError, named_error
 from raydistill.training.run_folder import RunFolder, claimed
 
 if TYPE_CHECKING:
@@ -190,8 +190,7 @@ def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any])
 def _raise_failure(folder: RunFolder) -> None:
     failure = folder.failure()
     if failure:
-        kinds = {kind.__name__: kind for kind in (*InputError.__subclasses__(), InputError, RunError)}
-        raise kinds.get(failure["kind"], RunError)(failure["message"])
+        raise named_error(failure["kind"], failure["message"])
 
 
 def _resources(experiment: Experiment) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill.data.datasets import load_train
-from raydistill.errors import ConfigError, InputError, RaydistillError, RunError
+from raydistill.errors import ConfigError, InputError, RaydistillError, RunError, named_error
 from raydistill.files import make_folders
 from raydistill.teachers.cache.commit import begin, finish, finished_shards
 from raydistill.teachers.cache.files import locked, remove_temporaries
@@ -205,8 +205,7 @@ def _quiet() -> None:
 def _record(row: Mapping[str, Any]) -> ShardRecord:
     """Turn an actor's answer into a record, or into the error that it reports."""
     if row["error"]:
-        kinds = {kind.__name__: kind for kind in (*InputError.__subclasses__(), InputError, RunError)}
-        raise kinds.get(row["error"], RunError)(row["text"])
+        raise named_error(row["error"], row["text"])
     return ShardRecord.model_validate_json(row["text"])
 
 
