@@ -19,14 +19,15 @@ QUIET = {
 }
 """Ray's switches: fewer processes beside a run on one machine, no output but ours, paths as the user gave them."""
 
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Without it Ray turns 127.0.0.1 back into the machine's own address and listens to everybody."""
+LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
+"""Switches of a Ray that is started here. Without the first one Ray turns 127.0.0.1 back into the machine's own address
+and listens to everybody; without the second it starts processes that no actor takes over, while a run waits."""
 
 
 def ensure_ray(**options: Any) -> None:
     """Join the Ray that this process is connected to, or start one that is bound to loopback and writes to files."""
     joins = bool(os.environ.get("RAY_ADDRESS"))
-    for name, value in QUIET.items() if joins else {**QUIET, **LOOPBACK}.items():
+    for name, value in QUIET.items() if joins else {**QUIET, **LOCAL}.items():
         os.environ.setdefault(name, value)
     import ray
 

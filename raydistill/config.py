@@ -25,7 +25,7 @@ from pydantic import (
 from raydistill.config_errors import explain
 from raydistill.data.config import DataConfig
 from raydistill.errors import ConfigError
-from raydistill.methods.base import Method, Needs
+from raydistill.methods.base import Method, Needs, union_of_needs
 from raydistill.methods.registry import method_class
 from raydistill.models.zoo import check_name
 
@@ -180,10 +180,7 @@ class Experiment(Section):
     @property
     def needs(self) -> Needs:
         """Union of what the methods want to see."""
-        needs = Needs()
-        for method in self.methods.values():
-            needs = needs | method.needs()
-        return needs
+        return union_of_needs(self.methods.values())
 
     @property
     def folder(self) -> Path:
@@ -195,12 +192,23 @@ class Experiment(Section):
         wanting = [label for label, method in self.methods.items() if method.needs().teacher]
         if wanting and self.teacher is None:
             raise ValueError(f"methods.{wanting[0]} needs a teacher, but the experiment has no section 'teacher'")
+        if not any(method.weight for method in self.methods.values()):
+            raise ValueError("methods: at least one needs a weight above 0")
+        if conflict := self._conflicting_views():
+            raise ValueError(conflict)
         if self.train.batch_size % self.scale.workers:
             raise ValueError(
                 f"train.batch_size = {self.train.batch_size} is global and must be divisible by "
                 f"scale.workers = {self.scale.workers}"
             )
         return self
+
+    def _conflicting_views(self) -> str | None:
+        try:
+            union_of_needs(self.methods.values())
+        except ConfigError as error:
+            return str(error)
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that ``parse_experiment`` turns into an equal experiment."""

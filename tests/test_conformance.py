@@ -20,9 +20,9 @@ from raydistill import methods
 from raydistill.methods.base import Loss, Method, Outputs, Step
 from raydistill.methods.objective import Objective
 from raydistill.methods.registry import METHODS, method_class
-from tests.methods.cases import build_cases
+from tests.methods.cases import build_cases, setting_of
 from tests.methods.ranks import freeze_statistics, run_rank, train_cases
-from tests.methods.support import make_step, tiny_setting, tiny_student
+from tests.methods.support import TinyNetwork, make_step, tiny_student
 
 CASES = build_cases()
 FOLDER = Path(methods.__file__).parent
@@ -30,13 +30,18 @@ each_case = pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
 
 
 def build(method: Method) -> Objective:
-    return Objective({"case": method}, tiny_setting()).double()
+    return Objective({"case": method}, setting_of(method)).double()
+
+
+def step_of(objective: Objective, number: int, *, size: int = 8, student: TinyNetwork | None = None) -> Step:
+    setting = setting_of(objective.methods["case"])
+    return make_step(objective.needs, number, slice(size), setting=setting, student=student)
 
 
 def advance(objective: Objective, number: int) -> Loss:
     """One step without an optimiser, so that the state has left its start."""
     student = tiny_student().double()
-    loss: Loss = objective(make_step(objective.needs, number, slice(8), student=student))
+    loss: Loss = objective(step_of(objective, number, student=student))
     objective.after_step(student, loss.carry)
     return loss
 
@@ -52,7 +57,7 @@ def snapshot(objective: Objective) -> dict[str, torch.Tensor]:
 def test_reads_what_it_declared_and_is_finite(method: Method, size: int) -> None:
     objective = build(method)
     for number in range(2):
-        loss = objective(make_step(objective.needs, number, slice(size)))
+        loss = objective(step_of(objective, number, size=size))
         assert loss.total.shape == ()
         assert torch.isfinite(loss.total)
         assert all(torch.isfinite(value).all() for value in loss.terms.values())
@@ -63,7 +68,7 @@ def test_reads_what_it_declared_and_is_finite(method: Method, size: int) -> None
 def test_loss_is_pure(method: Method) -> None:
     objective = build(method)
     advance(objective, 0)
-    step = make_step(objective.needs, 1, slice(8))
+    step = step_of(objective, 1)
     before = snapshot(objective)
     first, second = objective(step).total, objective(step).total
     assert torch.equal(first, second)
@@ -74,11 +79,11 @@ def test_loss_is_pure(method: Method) -> None:
 
 @each_case
 def test_gradient_reaches_everything_trained(method: Method) -> None:
-    objective = Objective({"case": method}, tiny_setting())
+    objective = Objective({"case": method}, setting_of(method))
     # In front of a batch-norm that uses batch statistics a bias has no effect and hence no gradient.
     freeze_statistics(objective)
     objective.double()
-    step = make_step(objective.needs, 0, slice(8))
+    step = step_of(objective, 0)
     objective(step).total.backward()
     outputs = {f"{view} {name}": value for view, kept in step.student.items() for name, value in kept.items()}
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
@@ -91,7 +96,7 @@ def test_gradient_reaches_everything_trained(method: Method) -> None:
 @each_case
 def test_carry_holds_no_graph(method: Method) -> None:
     objective = build(method)
-    carry = objective(make_step(objective.needs, 0, slice(8))).carry["case"]
+    carry = objective(step_of(objective, 0)).carry["case"]
     assert not any(value.requires_grad for value in carry.values() if isinstance(value, torch.Tensor))
 
 
@@ -110,8 +115,8 @@ def test_state_survives_saving(method: Method) -> None:
 
 @each_case
 def test_half_precision_gives_finite_single_precision(method: Method) -> None:
-    objective = Objective({"case": method}, tiny_setting())
-    step = make_step(objective.needs, 0, slice(8), student=tiny_student().double())
+    objective = Objective({"case": method}, setting_of(method))
+    step = step_of(objective, 0, student=tiny_student().double())
 
     def halve(outputs: Mapping[int, Outputs]) -> dict[int, dict[str, torch.Tensor]]:
         return {v: {name: value.detach().bfloat16() for name, value in o.items()} for v, o in outputs.items()}

@@ -8,12 +8,15 @@ change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raydistill.errors import ConfigError
 from raydistill.lazy import Tensor, nn
 
 Outputs = Mapping[str, "Tensor"]
@@ -28,26 +31,45 @@ Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 @dataclass(frozen=True)
+class Draw:
+    """How a view of a step is drawn where the experiment's augmentation is not what the method wants.
+
+    ``scale``: share of the image's area that a resized crop takes, in place of ``data.augment``'s crop; ``size``:
+    side of the view relative to the image's; ``turns``: the view is view ``of`` turned by so many right angles.
+    """
+
+    scale: tuple[float, float] | None = None
+    size: float = 1.0
+    of: int | None = None
+    turns: int = 0
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a method wants to see, known before anything is built.
 
     ``student`` and ``teacher`` map the number of a view within a step to output names; ``images`` lists the
     views whose pixels the method feeds to networks of its own; ``columns`` is a subset of ``label`` and
-    ``index``.
+    ``index``; ``draws`` names the views that are not drawn as the experiment's augmentation says.
     """
 
     student: Mapping[int, frozenset[str]] = field(default_factory=dict)
     teacher: Mapping[int, frozenset[str]] = field(default_factory=dict)
     images: frozenset[int] = frozenset()
     columns: frozenset[str] = frozenset()
+    draws: Mapping[int, Draw] = field(default_factory=dict)
 
     def __or__(self, other: Needs) -> Needs:
-        """Union of two needs."""
+        """Union of two needs. Raises ``ConfigError`` where both say how a view is drawn, and differently."""
+        for view in {*self.draws} & {*other.draws}:
+            if self.draws[view] != other.draws[view]:
+                raise ConfigError(f"methods: two of them want view {view} of a step, but drawn differently")
         return Needs(
             student=_union(self.student, other.student),
             teacher=_union(self.teacher, other.teacher),
             images=self.images | other.images,
             columns=self.columns | other.columns,
+            draws={**self.draws, **other.draws},
         )
 
     @property
@@ -59,6 +81,11 @@ class Needs:
     def trains_classifier(self) -> bool:
         """Whether the student's logits are asked for; otherwise its classifier stays as initialised."""
         return any("logits" in names for names in self.student.values())
+
+
+def union_of_needs(methods: Iterable[Method]) -> Needs:
+    """Everything that the methods together want to see in distillation; one of weight 0 has only a stage before it."""
+    return reduce(or_, (method.needs() for method in methods if method.weight), Needs())
 
 
 def _union(left: Mapping[int, frozenset[str]], right: Mapping[int, frozenset[str]]) -> dict[int, frozenset[str]]:
@@ -76,6 +103,7 @@ class Setting:
     num_classes: int
     num_samples: int
     batch_size: int
+    epochs: int
     labels: Tensor | None
     seed: int
 
@@ -84,13 +112,18 @@ class Setting:
         """Shapes of the first teacher."""
         return self.teachers[0]
 
+    def for_teacher(self, number: int) -> Setting:
+        """The same with one of the teachers alone."""
+        return replace(self, teachers=(self.teachers[number],))
+
 
 @dataclass(frozen=True)
 class Step:
     """What one optimisation step hands to a method; teacher outputs are detached, live or cached alike.
 
     ``views``: view number -> images [B, C, H, W], normalised. ``columns``: ``label`` int64 [B] and ``index``
-    int64 [B], the position of each sample in the training set. ``epoch`` counts from 0.
+    int64 [B], the position of each sample in the training set. ``epoch`` counts from 0; ``progress`` is the
+    finished share of all steps, from 0 to 1, for schedules of a method's own.
     """
 
     views: Mapping[int, Tensor]
@@ -98,11 +131,16 @@ class Step:
     teachers: tuple[Mapping[int, Outputs], ...]
     columns: Mapping[str, Tensor]
     epoch: int = 0
+    progress: float = 0.0
 
     @property
     def teacher(self) -> Mapping[int, Outputs]:
         """Outputs of the first teacher by view."""
         return self.teachers[0]
+
+    def for_teacher(self, number: int) -> Step:
+        """The same with one of the teachers alone."""
+        return replace(self, teachers=(self.teachers[number],))
 
 
 @dataclass(frozen=True)
@@ -124,13 +162,18 @@ class Stage:
 
 
 class Method(BaseModel):
-    """Base of all methods. Subclasses set ``name``, ``paper`` and ``equation`` and add hyper-parameters."""
+    """Base of all methods. Subclasses set ``name``, ``paper`` and ``equation`` and add hyper-parameters.
+
+    Of several teachers a method sees one at a time: it has parts for each, and its losses are summed. One with
+    ``joins_teachers`` sees all of them in ``step.teachers``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     paper: ClassVar[str]
     equation: ClassVar[str]
+    joins_teachers: ClassVar[bool] = False
 
     weight: Weight = 1.0
 

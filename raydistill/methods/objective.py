@@ -2,49 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import reduce
-from operator import or_
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step
+from raydistill.methods.base import Loss, Method, Setting, Step, union_of_needs
 
 
-def union_of_needs(methods: Mapping[str, Method]) -> Needs:
-    """Everything that the methods together want to see."""
-    return reduce(or_, (method.needs() for method in methods.values()), Needs())
+@dataclass(frozen=True)
+class _Term:
+    """A method with one teacher, or with all of them where ``teacher`` is None."""
+
+    key: str
+    label: str
+    method: Method
+    teacher: int | None
 
 
 class Objective(nn.Module):
-    """Sum of weighted methods over shared student outputs; holds each method's parts under its label."""
+    """Sum of weighted methods over shared student outputs; holds each method's parts under its label.
+
+    With several teachers a method has parts for each, under ``label/0``, ``label/1`` and so on, unless it joins them.
+    """
 
     def __init__(self, methods: Mapping[str, Method], setting: Setting) -> None:
         """Check every method against the setting, then build its parts."""
         super().__init__()
-        for method in methods.values():
-            method.check(setting)
         self.methods = dict(methods)
-        self.needs = union_of_needs(methods)
-        self.parts = nn.ModuleDict({label: method.parts(setting) for label, method in methods.items()})
+        self.needs = union_of_needs(methods.values())
+        terms = list(_terms(methods, len(setting.teachers)))
+        settings = {term.key: setting if term.teacher is None else setting.for_teacher(term.teacher) for term in terms}
+        for term in terms:
+            term.method.check(settings[term.key])
+        self.parts = nn.ModuleDict({term.key: term.method.parts(settings[term.key]) for term in terms})
+        for term in terms:
+            if not term.method.weight:  # only a stage before distillation trains these
+                self.parts[term.key].requires_grad_(False)
+        self._terms = [term for term in terms if term.method.weight]
 
     def forward(self, step: Step) -> Loss:
         """Return the weighted total; ``terms``: unweighted, by label and ``label/term``."""
         total: Tensor | None = None
         terms: dict[str, Tensor] = {}
         carry: dict[str, Mapping[str, Any]] = {}
-        for label, method in self.methods.items():
-            loss = method.loss(step, self.parts[label])
-            weighted = method.weight * loss.total
+        for term in self._terms:
+            seen = step if term.teacher is None else step.for_teacher(term.teacher)
+            loss = term.method.loss(seen, self.parts[term.key])
+            weighted = term.method.weight * loss.total
             total = weighted if total is None else total + weighted
-            terms[label] = loss.total.detach()
-            terms.update({f"{label}/{name}": value.detach() for name, value in loss.terms.items()})
-            carry[label] = loss.carry
+            found = loss.total.detach()
+            terms[term.label] = terms[term.label] + found if term.label in terms else found
+            if term.teacher is not None:
+                terms[term.key] = found
+            terms.update({f"{term.key}/{name}": value.detach() for name, value in loss.terms.items()})
+            carry[term.key] = loss.carry
         assert total is not None
         return Loss(total=total, terms=terms, carry=carry)
 
     def after_step(self, student: nn.Module, carry: Mapping[str, Any]) -> None:
         """Let every method update its state."""
-        for label, method in self.methods.items():
-            method.after_step(self.parts[label], student, carry[label])
+        for term in self._terms:
+            term.method.after_step(self.parts[term.key], student, carry[term.key])
+
+
+def _terms(methods: Mapping[str, Method], teachers: int) -> Iterator[_Term]:
+    for label, method in methods.items():
+        if teachers < 2 or method.joins_teachers or not method.needs().teacher:
+            yield _Term(label, label, method, None)
+        else:
+            yield from (_Term(f"{label}/{number}", label, method, number) for number in range(teachers))

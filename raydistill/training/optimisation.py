@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from inspect import unwrap
 
 import torch
 from torch import nn
@@ -11,18 +12,43 @@ from torch import nn
 from raydistill.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
 
+class _WithoutCompiler(torch.optim.Optimizer):
+    """An optimiser that does not import torch's compiler.
+
+    torch decorates these methods so that ``torch.compile`` leaves them alone, and imports the whole compiler for it at
+    the first call: over 3 s in each process. Nobody compiles an optimiser here, so the decorated functions do.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class SGD(_WithoutCompiler, torch.optim.SGD):
+    """Stochastic gradient descent."""
+
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
+class AdamW(_WithoutCompiler, torch.optim.AdamW):
+    """Adam with decoupled weight decay."""
+
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimiser over all parameters that are trained."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if config.name == "adamw":
-        return torch.optim.AdamW(
+        return AdamW(
             trained,
             lr=config.lr,
             betas=(config.momentum, 0.999),
             weight_decay=config.weight_decay,
             fused=True,
         )
-    return torch.optim.SGD(
+    return SGD(
         trained,
         lr=config.lr,
         momentum=config.momentum,

@@ -114,6 +114,7 @@ def assemble(
         num_classes=material.train.num_classes,
         num_samples=len(material.train),
         batch_size=experiment.train.batch_size,
+        epochs=experiment.train.epochs,
         labels=data.labels,
         seed=experiment.seed,
     )

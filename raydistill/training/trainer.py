@@ -26,6 +26,8 @@ Watch = Callable[[RunFolder], None]
 
 STUDENT_WEIGHTS = "student.safetensors"
 POLL_S = 0.25
+RAY_HEAD_START_S = 1.5
+"""Importing torch holds the interpreter's lock, so Ray first gets the time to launch its processes."""
 
 
 def train(
@@ -134,6 +136,7 @@ def _start_coordinator() -> None:
 
 
 def _prepared_arrays(experiment: Experiment, marks: dict[str, float]) -> dict[str, Any]:
+    time.sleep(RAY_HEAD_START_S)
     from raydistill.training.material import prepare, to_arrays
 
     arrays = to_arrays(prepare(experiment))

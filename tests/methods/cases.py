@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from raydistill.methods.base import Method
+from raydistill.methods.base import Method, Setting
 from raydistill.methods.registry import METHODS, method_class
+from tests.methods.support import tiny_setting
 
 SMALL: dict[str, dict[str, Any]] = {
     "cocord": {"queue": 12, "hidden": 9, "dimension": 8, "predictor_hidden": 4},
     "compress": {"queue": 12, "momentum": 0.9},
     "crd": {"negatives": 5, "dimension": 8},
 }
+SAME_MAPS: set[str] = set()
+"""Methods whose student and teacher must have maps of one shape."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ce smoothed": ("ce", {"label_smoothing": 0.1}),
     "cocord one-sided": ("cocord", {"symmetric": False}),
@@ -29,3 +32,8 @@ def build_cases() -> dict[str, Method]:
     """Label -> method."""
     chosen: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS} | VARIANTS
     return {label: method_class(name)(**(SMALL.get(name, {}) | extra)) for label, (name, extra) in chosen.items()}
+
+
+def setting_of(method: Method) -> Setting:
+    """The setting that a case runs in."""
+    return tiny_setting(same_maps=method.name in SAME_MAPS)

@@ -12,8 +12,8 @@ from torch import distributed as dist
 from raydistill.methods.base import Method, Setting
 from raydistill.methods.collectives import gather_with_grad, mean_over_ranks, own_rows, rank, world_size
 from raydistill.methods.objective import Objective
-from tests.methods.cases import build_cases
-from tests.methods.support import make_step, tiny_setting, tiny_student
+from tests.methods.cases import build_cases, setting_of
+from tests.methods.support import make_step, tiny_student
 
 BATCH, STEPS = 8, 3
 
@@ -43,7 +43,7 @@ def train_case(method: Method, setting: Setting) -> dict[str, Tensor]:
     }
     made: dict[str, Tensor] = {}
     for number in range(STEPS):
-        step = make_step(objective.needs, number, rows, student=student)
+        step = make_step(objective.needs, number, rows, setting=setting, student=student)
         loss = objective(step)
         gradients = torch.autograd.grad(loss.total, list(named.values()), allow_unused=True)
         made[f"loss {number}"] = mean_over_ranks(loss.total)
@@ -58,7 +58,7 @@ def train_case(method: Method, setting: Setting) -> dict[str, Tensor]:
 
 def train_cases() -> dict[str, dict[str, Tensor]]:
     """All cases; and the gradient of a relation between all rows of the batch."""
-    made = {label: train_case(method, tiny_setting()) for label, method in build_cases().items()}
+    made = {label: train_case(method, setting_of(method)) for label, method in build_cases().items()}
     return made | {"relation": relation()}
 
 

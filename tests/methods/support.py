@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,19 +13,33 @@ from torch import Tensor, nn
 from raydistill.methods.base import Method, Needs, Setting, Step
 
 CLASSES, SAMPLES, WIDTH, TEACHER_WIDTH, PIXELS = 5, 24, 6, 7, 12
+MAPS = ((4, 8, 8), (4, 8, 8), (6, 4, 4), (8, 2, 2))
+TEACHER_MAPS = ((4, 8, 8), (5, 8, 8), (7, 4, 4), (9, 2, 2))
 
 
 class TinyNetwork(nn.Module):
-    """Body, tanh, classifier: the embedding and the logits of images of any shape."""
+    """Body, tanh, classifier, and a linear map for each stage: all outputs of images of any shape."""
 
-    def __init__(self, pixels: int = PIXELS, width: int = WIDTH, classes: int = CLASSES) -> None:
+    def __init__(
+        self,
+        pixels: int = PIXELS,
+        width: int = WIDTH,
+        classes: int = CLASSES,
+        maps: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
         super().__init__()
         self.body = nn.Linear(pixels, width)
         self.fc = nn.Linear(width, classes)
+        self.maps = maps
+        self.stages = nn.ModuleList(nn.Linear(pixels, math.prod(shape)) for shape in maps)
 
     def forward(self, images: Tensor, outputs: Iterable[str] = ("logits", "embedding")) -> dict[str, Tensor]:
-        embedding = torch.tanh(self.body(images.flatten(1)))
+        pixels = images.flatten(1)
+        embedding = torch.tanh(self.body(pixels))
         found = {"embedding": embedding, "logits": self.fc(embedding)}
+        for number, (stage, shape) in enumerate(zip(self.stages, self.maps, strict=True)):
+            raw = stage(pixels).unflatten(1, shape)
+            found |= {f"preact/{number}": raw, f"features/{number}": raw.relu()}
         return {name: found[name] for name in outputs}
 
 
@@ -38,57 +53,72 @@ class Only(dict[Any, Any]):
         return self[key]
 
 
-def tiny_setting(student: nn.Module | None = None, *, teacher_width: int = TEACHER_WIDTH) -> Setting:
-    """A training set of 24 samples in 5 classes."""
+def tiny_setting(
+    student: nn.Module | None = None, *, teacher_width: int = TEACHER_WIDTH, same_maps: bool = False
+) -> Setting:
+    """A training set of 24 samples in 5 classes; with ``same_maps`` the teacher's maps have the student's shapes."""
     return Setting(
-        student={"logits": (CLASSES,), "embedding": (WIDTH,)},
-        teachers=({"logits": (CLASSES,), "embedding": (teacher_width,)},),
+        student=shapes_of(WIDTH, MAPS),
+        teachers=(shapes_of(teacher_width, MAPS if same_maps else TEACHER_MAPS),),
         student_network=tiny_student() if student is None else student,
         num_classes=CLASSES,
         num_samples=SAMPLES,
         batch_size=8,
+        epochs=3,
         labels=torch.arange(SAMPLES) % CLASSES,
         seed=3,
     )
+
+
+def shapes_of(width: int, maps: tuple[tuple[int, ...], ...]) -> dict[str, tuple[int, ...]]:
+    """Every output's shape."""
+    features = {f"{kind}/{number}": shape for number, shape in enumerate(maps) for kind in ("features", "preact")}
+    return {"logits": (CLASSES,), "embedding": (width,), **features}
 
 
 def tiny_student() -> TinyNetwork:
     """Always the same network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return TinyNetwork()
+        return TinyNetwork(maps=MAPS)
 
 
-def make_step(needs: Needs, number: int, rows: slice, *, student: nn.Module | None = None) -> Step:
+def make_step(
+    needs: Needs, number: int, rows: slice, *, setting: Setting | None = None, student: nn.Module | None = None
+) -> Step:
     """What ``needs`` declares of the ``number``-th global batch, of which only ``rows`` are handed out.
 
     Without a ``student`` its outputs are random leaves that take gradients.
     """
+    setting = setting or tiny_setting()
     generator = torch.Generator().manual_seed(100 + number)
     index = torch.randperm(SAMPLES, generator=generator)[:8]
     columns = {"index": index, "label": index % CLASSES}
-    widths = {"logits": (CLASSES, CLASSES), "embedding": (WIDTH, TEACHER_WIDTH)}
 
-    def draw(width: int) -> Tensor:
-        return torch.randn(8, width, generator=generator, dtype=torch.float64)[rows]
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(8, *shape, generator=generator, dtype=torch.float64)[rows]
+
+    def outputs(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        return {name: draw(*shapes[name]) for name in sorted(names)}
 
     images, students, teachers = {}, Only(), Only()
     for view in needs.views:
         images[view] = draw(PIXELS)
-        made = {name: draw(width[0]).requires_grad_() for name, width in widths.items()}
-        if student is not None:
-            made = student(images[view])
-        taught = {name: draw(width[1]) for name, width in widths.items()}
-        if view in needs.student:
-            students[view] = Only({name: made[name] for name in needs.student[view]})
+        if view in needs.student and student is None:
+            made = outputs(needs.student[view], setting.student)
+            students[view] = Only({name: value.requires_grad_() for name, value in made.items()})
+        elif view in needs.student:
+            assert student is not None
+            students[view] = Only(student(images[view], outputs=tuple(needs.student[view])))
         if view in needs.teacher:
-            teachers[view] = Only({name: taught[name] for name in needs.teacher[view]})
+            teachers[view] = Only(outputs(needs.teacher[view], setting.teacher))
     return Step(
         views=Only({view: images[view] for view in needs.images}),
         student=students,
         teachers=(teachers,),
         columns=Only({name: columns[name][rows] for name in needs.columns}),
         epoch=number,
+        progress=number / 10,
     )
 
 
