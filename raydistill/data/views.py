@@ -31,6 +31,7 @@ def render(
     seed: int,
     mean: Sequence[float],
     std: Sequence[float],
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Draw the asked view of each image, normalised.
 
@@ -42,23 +43,24 @@ def render(
         seed: of the experiment's augmentation.
         mean: of each channel in [0, 1].
         std: of each channel in [0, 1].
+        size: (height, width) that resized crops are scaled to, if not the image's own.
 
     Returns:
         Float32 [B, C, H, W]. A row depends on its own pixels, id and view alone.
     """
     if not augment.changes:
         return normalise(images, mean, std)
-    size = int(images.shape[2]), int(images.shape[3])
-    drawn = parameters(ids, views, augment=augment, seed=seed, size=size)
+    whole = int(images.shape[2]), int(images.shape[3])
+    drawn = parameters(ids, views, augment=augment, seed=seed, size=whole)
     if augment.resized_crop is not None:
-        pixels = _resample(images, drawn["box"], drawn["flip"])
+        pixels = _resample(images, drawn["box"], drawn["flip"], size or whole)
     elif augment.crop or augment.flip:
         pixels = _shift(images, drawn["box"], drawn["flip"], augment.crop)
     else:
         pixels = images
     result = normalise(pixels, mean, std)
     if augment.cutout:
-        result = result.masked_fill_(_hole(drawn["cutout"], views, augment.cutout, size), 0.0)
+        result = result.masked_fill_(_hole(drawn["cutout"], views, augment.cutout, whole), 0.0)
     return result
 
 
@@ -194,13 +196,13 @@ def _shift(images: Tensor, box: Tensor, flip: Tensor, padding: int) -> Tensor:
     return padded.reshape(batch, channels, -1).gather(2, index).reshape(images.shape)
 
 
-def _resample(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
-    """Scale boxes to the image's size, bilinear, float32 [B, C, H, W] in 0 to 255.
+def _resample(images: Tensor, box: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale boxes to ``size`` (H, W), bilinear, float32 [B, C, H, W] in 0 to 255.
 
     Written as copies and single operations, since batched products and fused kernels round differently with
-    the batch or the device. A box is never larger than the image, hence antialiasing would change nothing.
+    the batch or the device. Without antialiasing: a box is at most little larger than what it is scaled to.
     """
-    batch, height, width = images.shape[0], images.shape[2], images.shape[3]
+    batch, (height, width) = images.shape[0], size
     box = box.to(torch.int64)
     order = torch.arange(height, device=images.device).expand(batch, height)
     rows = _interpolate(images, *_sources(order, box[:, 0:1], box[:, 2:3], height))
@@ -212,11 +214,12 @@ def _resample(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
 
 def _interpolate(pixels: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
     """Rows ``low`` + (``high`` - ``low``) * ``weight``, each [B, S], of ``pixels`` [B, C, S, T]; float32."""
-    batch, channels, size, _ = pixels.shape
-    flat = pixels.reshape(batch * channels * size, -1)
+    batch, channels, size, length = pixels.shape
+    flat = pixels.reshape(batch * channels * size, length)
+    shape = (batch, channels, low.shape[1], length)
     plane = torch.arange(batch * channels, device=pixels.device).reshape(batch, channels, 1) * size
-    first = flat.index_select(0, (plane + low[:, None]).flatten()).to(torch.float32).reshape(pixels.shape)
-    second = flat.index_select(0, (plane + high[:, None]).flatten()).to(torch.float32).reshape(pixels.shape)
+    first = flat.index_select(0, (plane + low[:, None]).flatten()).to(torch.float32).reshape(shape)
+    second = flat.index_select(0, (plane + high[:, None]).flatten()).to(torch.float32).reshape(shape)
     return first + (second - first) * weight[:, None, :, None]
 
 

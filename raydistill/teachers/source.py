@@ -161,11 +161,20 @@ def check_coverage(where: str, views: tuple[int, ...], outputs: tuple[str, ...],
                 f"{where} has the outputs {', '.join(outputs)}; view {view} of a step needs '{name}'. "
                 f"Add it to cache.outputs and run `{REPAIR}`"
             )
-    augmented = len([view for view in views if view])
-    if augmented and needs.teacher and len(needs.views) > augmented:
+    drawn = sorted(
+        view for view in needs.teacher if view in needs.draws and (len(views) > 1 or needs.draws[view].turns)
+    )
+    if drawn:
         raise CacheError(
-            f"{where} has {augmented} augmented view(s), but a step draws {len(needs.views)}. "
-            f"Set cache.views={len(needs.views)} or more (or 0) and run `{REPAIR}`"
+            f"{where} does not hold view {drawn[0]} of a step, which a method draws in a way of its own. "
+            f"Set teacher.source=live"
+        )
+    augmented = len([view for view in views if view])
+    scheduled = [view for view in needs.views if view not in needs.draws]
+    if augmented and needs.teacher and len(scheduled) > augmented:
+        raise CacheError(
+            f"{where} has {augmented} augmented view(s), but a step draws {len(scheduled)}. "
+            f"Set cache.views={len(scheduled)} or more (or 0) and run `{REPAIR}`"
         )
 
 

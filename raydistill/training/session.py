@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raydistill.config import Experiment
 from raydistill.data.resident import ResidentSet
 from raydistill.data.views import fresh_views, render, scheduled_views
-from raydistill.methods.base import Setting, Step
+from raydistill.methods.base import Draw, Needs, Setting, Step
 from raydistill.methods.objective import Objective
 from raydistill.models.weights import load_weights
 from raydistill.models.zoo import build_model
@@ -50,41 +50,64 @@ class Session:
         """Where the student is trained."""
         return self.data.images.device
 
-    def draw(self, positions: Tensor, epoch: int) -> Step:
+    @property
+    def progress(self) -> float:
+        """Share of all steps of the run that are done, 0 to 1."""
+        train = self.experiment.train
+        return self.schedule.last_epoch / (train.epochs * self.data.steps_per_epoch(train.batch_size))
+
+    def draw(self, positions: Tensor, epoch: int, needs: Needs | None = None) -> Step:
         """Return the step of a batch, with images and teacher outputs but without the student's.
 
         Where the cache holds replayable views, student and teacher see the same pixels of a cached view; otherwise
         every epoch shows new ones, and a cached teacher answers with its evaluation view.
+
+        Args:
+            positions: int64 [B], of the samples in the training set.
+            epoch: counted from 0.
+            needs: what to draw; the objective's where not given.
         """
-        needs = self.distiller.objective.needs
+        needs = needs or self.distiller.objective.needs
         ids = self.data.ids[positions]
-        view_ids = {view: self._view_ids(ids, view, epoch) for view in needs.views}
-        views = {view: self._render(positions, ids, view_ids[view]) for view in needs.views}
+        view_ids = {view: self._view_ids(ids, view, epoch, needs) for view in needs.views}
+        views: dict[int, Tensor] = {}
+        for view in needs.views:
+            drawn = needs.draws.get(view)
+            if drawn is not None and drawn.of is not None:
+                views[view] = views[drawn.of].rot90(drawn.turns, dims=(2, 3))
+            else:
+                views[view] = self._render(positions, ids, view_ids[view], drawn)
         outputs = self.teacher.outputs(positions, view_ids, views) if self.teacher else {}
         columns = {"index": positions}
         if self.data.labels is not None:
             columns["label"] = self.data.labels[positions]
-        return Step(views=views, student={}, teachers=(outputs,), columns=columns, epoch=epoch)
+        return Step(views=views, student={}, teachers=(outputs,), columns=columns, epoch=epoch, progress=self.progress)
 
     @property
     def _cached_views(self) -> int:
         cache = self.experiment.cache
         return cache.views if isinstance(self.teacher, CachedTeacher) else 0
 
-    def _view_ids(self, ids: Tensor, view: int, epoch: int) -> Tensor:
-        if self._cached_views:
+    def _view_ids(self, ids: Tensor, view: int, epoch: int, needs: Needs) -> Tensor:
+        if self._cached_views and view not in needs.draws:
             return scheduled_views(ids, epoch, self._cached_views, self.experiment.seed, offset=view)
-        return fresh_views(ids, epoch, view, len(self.distiller.objective.needs.views))
+        return fresh_views(ids, epoch, view, len(needs.views))
 
-    def _render(self, positions: Tensor, ids: Tensor, view_ids: Tensor) -> Tensor:
+    def _render(self, positions: Tensor, ids: Tensor, view_ids: Tensor, drawn: Draw | None) -> Tensor:
+        images, augment, size = self.data.images[positions], self.experiment.data.augment, None
+        if drawn is not None:
+            augment = augment.model_copy(update={"crop": 0, "resized_crop": drawn.scale})
+            size = round(images.shape[2] * drawn.size), round(images.shape[3] * drawn.size)
+        cached = self._cached_views and drawn is None
         return render(
-            self.data.images[positions],
+            images,
             ids,
             view_ids,
-            augment=self.experiment.data.augment,
-            seed=self.experiment.cache.seed if self._cached_views else self.experiment.seed,
+            augment=augment,
+            seed=self.experiment.cache.seed if cached else self.experiment.seed,
             mean=self.data.mean,
             std=self.data.std,
+            size=size,
         ).to(memory_format=torch.channels_last)
 
 
