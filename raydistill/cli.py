@@ -137,17 +137,33 @@ def report(
 @app.command(name="list")
 def list_names(
     kind: Annotated[str, typer.Argument(help="methods, models, datasets or protocols")],
+    method: Annotated[str | None, typer.Argument(help="a method, to be told all about it")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the names that an experiment can use."""
+    """List the names that an experiment can use, or tell all about one method."""
     from raydistill.catalogue import KINDS
 
+    if method is not None:
+        _tell_method(kind, method, as_json)
+        return
     if kind not in KINDS:
         raise ConfigError(f"cannot list '{kind}'{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
     names = KINDS[kind]()
     for name, about in names.items():
         print(f"{name:<24}{about}".rstrip())
     _finish({"names": list(names)}, as_json, quiet=True)
+
+
+def _tell_method(kind: str, name: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from raydistill.methods.describe import describe, lines
+
+    if kind != "methods":
+        raise ConfigError(f"list {kind} {name}: only methods can be told about one by one")
+    about = describe(name)
+    print("\n".join(lines(name)))
+    _finish(asdict(about), as_json, quiet=True)
 
 
 @app.command()

@@ -25,7 +25,7 @@ from pydantic import (
 from raydistill.config_errors import explain
 from raydistill.data.config import DataConfig
 from raydistill.errors import ConfigError
-from raydistill.methods.base import Method, Needs, union_of_needs
+from raydistill.methods.base import Method, Needs, needs_of_stages_too, union_of_needs
 from raydistill.methods.registry import method_class
 from raydistill.models.zoo import check_name
 
@@ -169,6 +169,7 @@ class Experiment(Section):
     output: str = "runs"
     data: DataConfig
     teacher: TeacherConfig | None = None
+    ensemble: Annotated[tuple[TeacherConfig, ...], Field(description="further teachers beside `teacher`")] = ()
     student: NetworkConfig
     methods: Annotated[dict[str, SerializeAsAny[InstanceOf[Method]]], Field(min_length=1)]
     train: TrainConfig = TrainConfig()
@@ -179,8 +180,22 @@ class Experiment(Section):
 
     @property
     def needs(self) -> Needs:
-        """Union of what the methods want to see."""
+        """Union of what the methods want to see in distillation."""
         return union_of_needs(self.methods.values())
+
+    @property
+    def all_needs(self) -> Needs:
+        """The same with what they want to see in stages before it: what teacher and cache must give."""
+        return needs_of_stages_too(self.methods.values())
+
+    @property
+    def teachers(self) -> tuple[TeacherConfig, ...]:
+        """The teacher and those beside it."""
+        return () if self.teacher is None else (self.teacher, *self.ensemble)
+
+    def for_teacher(self, number: int) -> Experiment:
+        """Return the same experiment with one of the teachers alone, as each has a cache of its own."""
+        return self.model_copy(update={"teacher": self.teachers[number], "ensemble": ()})
 
     @property
     def folder(self) -> Path:
@@ -192,6 +207,8 @@ class Experiment(Section):
         wanting = [label for label, method in self.methods.items() if method.needs().teacher]
         if wanting and self.teacher is None:
             raise ValueError(f"methods.{wanting[0]} needs a teacher, but the experiment has no section 'teacher'")
+        if self.ensemble and self.teacher is None:
+            raise ValueError("ensemble: further teachers beside `teacher`, which is not given")
         if not any(method.weight for method in self.methods.values()):
             raise ValueError("methods: at least one needs a weight above 0")
         if conflict := self._conflicting_views():
@@ -205,7 +222,7 @@ class Experiment(Section):
 
     def _conflicting_views(self) -> str | None:
         try:
-            union_of_needs(self.methods.values())
+            needs_of_stages_too(self.methods.values())
         except ConfigError as error:
             return str(error)
         return None

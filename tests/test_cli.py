@@ -97,6 +97,14 @@ def test_list_ends_with_json(tmp_path: Path, kind: str) -> None:
     assert len(json.loads(ended.stdout.splitlines()[-1])["names"]) >= 5
 
 
+def test_list_tells_all_about_a_method(tmp_path: Path) -> None:
+    ended = raydistill("list", "methods", "kd", "--json", folder=tmp_path)
+    assert "softmax" in ended.stdout
+    assert json.loads(ended.stdout.splitlines()[-1])["teacher"] == "logits"
+    unknown = raydistill("list", "methods", "crdd", folder=tmp_path)
+    assert (unknown.returncode, "did you mean 'crd'" in unknown.stderr) == (2, True)
+
+
 def test_a_cache_is_planned_listed_verified_exported_and_removed(
     tmp_path: Path, teacher_weights: Path, ray_session: None
 ) -> None:

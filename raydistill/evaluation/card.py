@@ -66,8 +66,10 @@ def evaluate_run(path: str | Path, protocols: Iterable[str] = ()) -> dict[str, d
         raise DataError(f"{path}: data set '{experiment.data.name}' has no labels to evaluate with")
     trains_classifier = experiment.needs.trains_classifier
     networks = {"student": (experiment.student.model, weights, trains_classifier)}
-    if experiment.teacher is not None and experiment.teacher.weights and Path(experiment.teacher.weights).is_file():
-        networks["teacher"] = (experiment.teacher.model, Path(experiment.teacher.weights), True)
+    for number, teacher in enumerate(experiment.teachers):
+        if teacher.weights and Path(teacher.weights).is_file():
+            role = f"teacher {number + 1}" if number else "teacher"
+            networks[role] = (teacher.model, Path(teacher.weights), True)
     card: dict[str, dict[str, float]] = {}
     for role, (model, file, classifies) in networks.items():
         network = build_model(model, bank.num_classes, in_channels=bank.images.shape[1])

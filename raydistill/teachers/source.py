@@ -42,7 +42,11 @@ class LiveTeacher:
 
     @torch.no_grad()  # not inference_mode, whose tensors can't be saved for a backward pass
     def outputs(
-        self, positions: Tensor, view_ids: Mapping[int, Tensor], images: Mapping[int, Tensor]
+        self,
+        positions: Tensor,
+        view_ids: Mapping[int, Tensor],
+        images: Mapping[int, Tensor],
+        needs: Needs | None = None,
     ) -> dict[int, dict[str, Tensor]]:
         """Return the needed outputs of a step.
 
@@ -50,12 +54,13 @@ class LiveTeacher:
             positions: int64 [B], of the samples in the training set; not looked at.
             view_ids: view of the step -> int64 [B]; not looked at.
             images: view of the step -> normalised pixels [B, C, H, W].
+            needs: what to compute of the outputs that the source was made for; all where not given.
 
         Returns:
             View of the step -> name -> float32 [B, *shape].
         """
         found: dict[int, dict[str, Tensor]] = {}
-        for view, names in self._needs.teacher.items():
+        for view, names in (needs or self._needs).teacher.items():
             given = self.network(images[view], outputs=tuple(sorted(names)))
             found[view] = {name: value.float() for name, value in given.items()}
             self.forwards += len(images[view])
@@ -109,7 +114,11 @@ class CachedTeacher:
         return cls(table, cache.views, needs, device)
 
     def outputs(
-        self, positions: Tensor, view_ids: Mapping[int, Tensor], images: Mapping[int, Tensor]
+        self,
+        positions: Tensor,
+        view_ids: Mapping[int, Tensor],
+        images: Mapping[int, Tensor],
+        needs: Needs | None = None,
     ) -> dict[int, dict[str, Tensor]]:
         """Return the stored outputs of a step.
 
@@ -119,6 +128,7 @@ class CachedTeacher:
             positions: int64 [B], of the samples in the table.
             view_ids: view of the step -> int64 [B], ids of cached views.
             images: not looked at.
+            needs: what to gather of the outputs that the source was made for; all where not given.
 
         Returns:
             View of the step -> name -> float32 [B, *shape].
@@ -127,7 +137,7 @@ class CachedTeacher:
             CacheError: on the CPU, if a view id is not cached; elsewhere the check would stall the device.
         """
         found: dict[int, dict[str, Tensor]] = {}
-        for view, names in self._needs.teacher.items():
+        for view, names in (needs or self._needs).teacher.items():
             rows = positions if len(self.views) == 1 else self._slot(view_ids[view]) * self._size + positions
             found[view] = {name: self._rows[name][rows].float() for name in sorted(names)}
         return found

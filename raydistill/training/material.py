@@ -7,7 +7,7 @@ any worker starts. As plain arrays it goes into Ray's object store, where all wo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ from raydistill.teachers.source import wanted_outputs
 
 @dataclass(frozen=True)
 class Material:
-    """Training and validation images; ``table`` holds the cached outputs [views, N, ...] for the training images.
+    """Training and validation images; ``tables`` holds each teacher's cached outputs [views, N, ...] for the training.
 
-    ``table_views`` names the cached views in the table's order; both are empty where the teacher runs live.
+    ``table_views`` names the cached views in the tables' order; both are empty where the teacher runs live.
     """
 
     train: ImageSet
     validation: ImageSet
-    table: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-    table_views: tuple[int, ...] = ()
+    tables: tuple[Mapping[str, np.ndarray[Any, Any]], ...] = ()
+    table_views: tuple[tuple[int, ...], ...] = ()
 
 
 def prepare(experiment: Experiment) -> Material:
@@ -42,23 +42,30 @@ def prepare(experiment: Experiment) -> Material:
     """
     images = load_train(experiment.data)
     splits = split_train(images, experiment.data)
-    needs = experiment.needs
+    needs = experiment.all_needs
     if "label" in needs.columns and images.labels is None:
         labelled = next(label for label, method in experiment.methods.items() if "label" in method.needs().columns)
         raise DataError(f"methods.{labelled} needs labels, but data set '{experiment.data.name}' has none")
     _require_files(experiment)
-    if not needs.teacher or experiment.teacher is None or experiment.teacher.source == "live":
-        return Material(splits.train, splits.validation)
-    cache = find_cache(experiment, images)
-    table = cache.table(splits.train.ids, cache.views, wanted_outputs(needs, cache))
-    return Material(splits.train, splits.validation, table, tuple(cache.views))
+    tables: list[Mapping[str, np.ndarray[Any, Any]]] = []
+    views: list[tuple[int, ...]] = []
+    for number, teacher in enumerate(experiment.teachers if needs.teacher else ()):
+        if teacher.source == "live":
+            tables.append({})
+            views.append(())
+            continue
+        cache = find_cache(experiment.for_teacher(number), images)
+        tables.append(cache.table(splits.train.ids, cache.views, wanted_outputs(needs, cache)))
+        views.append(tuple(cache.views))
+    return Material(splits.train, splits.validation, tuple(tables), tuple(views))
 
 
 def _require_files(experiment: Experiment) -> None:
     """Say at once which weights are missing, rather than in a worker."""
     given = {"student.weights": experiment.student.weights}
-    if experiment.teacher is not None and experiment.teacher.source == "live" and experiment.needs.teacher:
-        given["teacher.weights"] = experiment.teacher.weights
+    for number, teacher in enumerate(experiment.teachers if experiment.all_needs.teacher else ()):
+        if teacher.source == "live":
+            given["teacher.weights" if not number else f"ensemble.{number - 1}.weights"] = teacher.weights
     for key, path in given.items():
         if path is not None and not Path(path).is_file():
             raise WeightsError(f"{key} = {path}: no such file")
@@ -81,7 +88,7 @@ def to_arrays(material: Material) -> dict[str, Any]:
     return {
         "train": images(material.train),
         "validation": images(material.validation),
-        "table": dict(material.table),
+        "tables": [dict(table) for table in material.tables],
         "table_views": material.table_views,
     }
 
@@ -94,5 +101,8 @@ def from_arrays(arrays: Mapping[str, Any]) -> Material:
         return ImageSet(**{**part, **tensors})
 
     return Material(
-        images(arrays["train"]), images(arrays["validation"]), arrays["table"], tuple(arrays["table_views"])
+        images(arrays["train"]),
+        images(arrays["validation"]),
+        tuple(arrays["tables"]),
+        tuple(tuple(views) for views in arrays["table_views"]),
     )

@@ -11,7 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ class _ActorsLostError(Exception):
 class BuildReport:
     """What a build did; ``rows`` counts images times ``views``, the evaluation view included.
 
-    ``forwards`` is the number of images that went through the teacher.
+    ``forwards`` is the number of images that went through the teacher; ``ensemble`` tells of the caches of the teachers
+    beside the first.
     """
 
     path: str
@@ -55,19 +56,26 @@ class BuildReport:
     seconds: float
     bytes_per_row: float
     forwards: int
+    ensemble: tuple[BuildReport, ...] = ()
 
 
 def build_cache(experiment: Experiment, *, progress: Progress | None = None) -> BuildReport:
-    """Compute what is missing of the experiment's cache and finish it.
+    """Compute what is missing of the caches of the experiment's teachers and finish them.
 
     Raises:
         InputError: if data, teacher or outputs do not fit; nothing is written then.
         CacheError: if outputs can't be stored, as too large for float16.
         RunError: if the disk refuses or Ray's actors fail.
     """
-    started = time.monotonic()
     if experiment.teacher is None:
         raise ConfigError(NO_TEACHER)
+    numbers = range(len(experiment.teachers))
+    first, *others = [_build_one(experiment.for_teacher(number), progress or _silent) for number in numbers]
+    return replace(first, ensemble=tuple(others))
+
+
+def _build_one(experiment: Experiment, progress: Progress) -> BuildReport:
+    started = time.monotonic()
     images = load_train(experiment.data)
     content = requested(experiment, images, teacher_of(experiment, images))
     folder = Path(experiment.cache.root) / content.folder_name
@@ -76,7 +84,7 @@ def build_cache(experiment: Experiment, *, progress: Progress | None = None) -> 
         remove_temporaries(folder)
         done = finished_shards(folder, content)
         reused = sum(record.rows for record in done.values())
-        build = _Build(experiment, images, content, folder, done, progress or _silent)
+        build = _Build(experiment, images, content, folder, done, progress)
         try:
             build.fill()
         except InputError:

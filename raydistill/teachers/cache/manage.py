@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,8 @@ class Plan:
 
     ``seconds`` is for all rows, ``missing_rows`` says how many of them there are not yet. ``break_even_epochs``
     counts the epochs that a live teacher would need as long for as for the whole build. ``uncacheable`` lists
-    ``label: output`` for what methods want and the cache would not hold.
+    ``label: output`` for what methods want and the cache would not hold. ``ensemble`` tells of the caches of the
+    teachers beside the first.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Plan:
     seconds: float
     break_even_epochs: float
     uncacheable: tuple[str, ...]
+    ensemble: tuple[Plan, ...] = ()
 
 
 def list_caches(root: str | Path = "cache") -> list[Listed]:
@@ -108,6 +110,9 @@ def plan(experiment: Experiment) -> Plan:
     from raydistill.data.datasets import load_train
     from raydistill.teachers.network import teacher_of
 
+    if experiment.ensemble:
+        first, *others = [plan(experiment.for_teacher(number)) for number in range(len(experiment.teachers))]
+        return replace(first, ensemble=tuple(others))
     images = load_train(experiment.data)
     network = teacher_of(experiment, images)
     content = requested(experiment, images, network)

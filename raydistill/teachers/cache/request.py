@@ -60,7 +60,7 @@ def requested(experiment: Experiment, images: ImageSet, network: Tapped) -> Cont
 
 def missing_outputs(experiment: Experiment) -> tuple[str, ...]:
     """Return the teacher outputs that the methods want and ``cache.outputs`` does not include."""
-    wanted = {name for outputs in experiment.needs.teacher.values() for name in outputs}
+    wanted = {name for outputs in experiment.all_needs.teacher.values() for name in outputs}
     return tuple(sorted(wanted - set(experiment.cache.outputs)))
 
 
