@@ -171,6 +171,10 @@ class Experiment(Section):
     teacher: TeacherConfig | None = None
     ensemble: Annotated[tuple[TeacherConfig, ...], Field(description="further teachers beside `teacher`")] = ()
     student: NetworkConfig
+    peers: Annotated[
+        tuple[NetworkConfig, ...],
+        Field(description="networks trained together with the student; each learns from all others, without a teacher"),
+    ] = ()
     methods: Annotated[dict[str, SerializeAsAny[InstanceOf[Method]]], Field(min_length=1)]
     train: TrainConfig = TrainConfig()
     cache: CacheConfig = CacheConfig()
@@ -204,8 +208,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
+        if self.peers and (self.teacher or self.ensemble):
+            raise ValueError("peers: the networks teach each other; leave out the sections 'teacher' and 'ensemble'")
         wanting = [label for label, method in self.methods.items() if method.needs().teacher]
-        if wanting and self.teacher is None:
+        if wanting and self.teacher is None and not self.peers:
             raise ValueError(f"methods.{wanting[0]} needs a teacher, but the experiment has no section 'teacher'")
         if self.ensemble and self.teacher is None:
             raise ValueError("ensemble: further teachers beside `teacher`, which is not given")

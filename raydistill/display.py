@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from raydistill.evaluation.collapse import collapse_warnings
+
 if TYPE_CHECKING:
     from raydistill.config import Experiment
     from raydistill.training.run_folder import RunFolder
@@ -37,19 +39,29 @@ def say(text: str) -> None:
 @contextmanager
 def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolder], None]]:
     """Show a training run: a live line at a terminal, and one line for each finished epoch everywhere."""
-    shown = 0
-    started = time.monotonic()
+    shown = shown_of_stages = warned = 0
+    phase, started = "", time.monotonic()
     line = Text(f"{experiment.name}: starting Ray and the workers ...")
     with Live(line, console=console, refresh_per_second=4, transient=True) as live:
 
         def watch(folder: RunFolder) -> None:
-            nonlocal shown
+            nonlocal shown, shown_of_stages, warned, phase, started
+            records = folder.pretraining()
+            for record in records[shown_of_stages:]:
+                say(f"{experiment.name}: stage {record['stage']}, epoch {record['epoch']}  {_terms(record)}")
+            shown_of_stages = len(records)
             history = folder.history()
             for record in history[shown:]:
                 say(f"{experiment.name}: {_epoch_line(record, epochs)}")
             shown = len(history)
+            warnings = collapse_warnings(history)
+            for warning in warnings[warned:]:
+                say(f"{experiment.name}: warning: {warning}")
+            warned = len(warnings)
             progress = folder.progress()
             if progress and shown < epochs:
+                if phase != progress.get("stage", ""):  # the time left is that of the stage, then of the epochs
+                    phase, started = progress.get("stage", ""), time.monotonic()
                 live.update(Text(f"{experiment.name}: {_live_line(progress, epochs, started)}"))
 
         yield watch
@@ -57,7 +69,8 @@ def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolde
 
 def _epoch_line(record: Mapping[str, float], epochs: int) -> str:
     top1 = f"  val top-1 {record['val/top1']:.2f} %" if "val/top1" in record else ""
-    return f"epoch {record['epoch']:.0f}/{epochs}  {_terms(record)}{top1}  {record['images_per_s']:.0f} images/s"
+    rank = f"  rank {record['val/rank']:.1f}" if "val/rank" in record else ""
+    return f"epoch {record['epoch']:.0f}/{epochs}  {_terms(record)}{top1}{rank}  {record['images_per_s']:.0f} images/s"
 
 
 def _terms(values: Mapping[str, float]) -> str:
@@ -65,15 +78,17 @@ def _terms(values: Mapping[str, float]) -> str:
     terms = {name.removeprefix("train/"): value for name, value in values.items() if name.startswith("train/")}
     total = terms.pop("loss", float("nan"))
     parts = ", ".join(f"{name} {value:.3f}" for name, value in terms.items() if "/" not in name)
-    return f"loss {total:.3f} ({parts})"
+    return f"loss {total:.3f} ({parts})" if parts else f"loss {total:.3f}"
 
 
-def _live_line(progress: Mapping[str, float], epochs: int, started: float) -> str:
+def _live_line(progress: Mapping[str, Any], epochs: int, started: float) -> str:
+    stage = f"stage {progress['stage']}, " if "stage" in progress else ""
+    epochs = progress.get("epochs", epochs)
     done = (progress["epoch"] + progress["step"] / progress["steps"]) / epochs
     elapsed = time.monotonic() - started
     left = elapsed * (1 - done) / done if done > 0 else float("nan")
     return (
-        f"epoch {progress['epoch'] + 1:.0f}/{epochs}  step {progress['step']:.0f}/{progress['steps']:.0f}  "
+        f"{stage}epoch {progress['epoch'] + 1:.0f}/{epochs}  step {progress['step']:.0f}/{progress['steps']:.0f}  "
         f"{_terms(progress)}  {progress['images_per_s']:.0f} images/s  {left:.0f} s left"
     )
 

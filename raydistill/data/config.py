@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from raydistill.data.names import DATA_SETS, KnownSet
+from raydistill.data.names import DATA_SETS, MODALITIES, KnownSet
 from raydistill.errors import did_you_mean
 
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -23,6 +23,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "synthetic_classes": ("synthetic",),
     "synthetic_image_size": ("synthetic",),
     "synthetic_channels": ("synthetic",),
+    "num_classes": ("image_folder", "parquet"),
 }
 
 
@@ -62,6 +63,25 @@ class AugmentConfig(_Section):
         return self
 
 
+ModalityName = Literal["rgb", "luminance", "chrominance", "grey"]
+
+
+class ModalitiesConfig(_Section):
+    """What student and teacher see of a pair: parts of one colour image, or images of two folders.
+
+    ``luminance`` is L and ``chrominance`` are a and b of CIE Lab; ``grey`` is the one channel of files without colour,
+    such as depth maps. With ``teacher_root`` the teacher's images lie in a folder of their own, laid out as ``root``,
+    and an image's partner is the one of the same path but for the ending. The student's mean and std are those of
+    ``data``.
+    """
+
+    student: ModalityName = Field(default="rgb", description="what the student sees")
+    teacher: ModalityName = Field(default="rgb", description="what the teacher sees")
+    teacher_root: str | None = Field(default=None, min_length=1, description="folder of the teacher's images")
+    teacher_mean: tuple[float, ...] | None = Field(default=None, description="as data.mean, of the teacher's images")
+    teacher_std: tuple[float, ...] | None = Field(default=None, description="as data.std, of the teacher's images")
+
+
 class DataConfig(_Section):
     """A data set by name, how much of it is used, and how its images are changed."""
 
@@ -97,6 +117,12 @@ class DataConfig(_Section):
         default=None, description="mean of each channel in [0, 1], if not the data set's"
     )
     std: tuple[float, ...] | None = Field(default=None, description="deviation of each channel, if not the data set's")
+    num_classes: int | None = Field(
+        default=None, gt=0, description="width of all logits where images have no labels, such as the teacher's"
+    )
+    modalities: ModalitiesConfig | None = Field(
+        default=None, description="what student and teacher see, where it is not the same"
+    )
     synthetic_size: int = Field(default=2000, gt=1, description="number of training images of the synthetic set")
     synthetic_classes: int = Field(default=10, gt=0)
     synthetic_image_size: int = Field(default=32, gt=1, le=1024)
@@ -106,6 +132,22 @@ class DataConfig(_Section):
     def known(self) -> KnownSet:
         """The entry of the table of names."""
         return DATA_SETS[self.name]
+
+    @property
+    def of_teacher(self) -> DataConfig:
+        """The section with both sides exchanged: its images are those that the teacher sees."""
+        sides = self.modalities
+        if sides is None:
+            return self
+        exchanged = ModalitiesConfig(
+            student=sides.teacher,
+            teacher=sides.student,
+            teacher_root=self.root if sides.teacher_root else None,
+            teacher_mean=self.mean,
+            teacher_std=self.std,
+        )
+        own = {"root": sides.teacher_root or self.root, "mean": sides.teacher_mean, "std": sides.teacher_std}
+        return self.model_copy(update={**own, "modalities": exchanged})
 
     @field_validator("name")
     @classmethod
@@ -117,7 +159,7 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _check_fields(self) -> DataConfig:
-        wrong = [*self._missing(), *self._misplaced(), *self._wrong_normalisation()]
+        wrong = [*self._missing(), *self._misplaced(), *self._wrong_modalities(), *self._wrong_normalisation()]
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -135,12 +177,43 @@ class DataConfig(_Section):
             if self.name not in names and getattr(self, field) != fields[field].default
         ]
 
-    def _wrong_normalisation(self) -> list[str]:
+    def _wrong_modalities(self) -> list[str]:
+        sides = self.modalities
+        if sides is None:
+            return []
+        if self.known.grey or (self.name == "synthetic" and self.synthetic_channels == 1):
+            return [f"modalities: made of colour images, but those of the data set '{self.name}' are grey"]
         wrong = []
-        if (self.mean is None) != (self.std is None):
-            wrong.append("mean and std: give both or neither")
-        elif self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            wrong.append(f"mean and std: {len(self.mean)} and {len(self.std)} channels are not alike")
-        if self.std is not None and min(self.std, default=0.0) <= 0.0:
-            wrong.append("std: every channel's deviation must be above 0")
+        if sides.teacher_root and self.name != "image_folder":
+            wrong.append(f"modalities.teacher_root: the data set '{self.name}' does not take it, only image_folder")
+        if "grey" in (sides.student, sides.teacher) and self.name != "image_folder":
+            wrong.append(f"modalities: 'grey' is for folders of grey images; of '{self.name}' take luminance")
         return wrong
+
+    def _wrong_normalisation(self) -> list[str]:
+        wrong = _wrong_moments("", self.mean, self.std)
+        if self.modalities is not None:
+            sides = self.modalities
+            wrong += _wrong_moments("modalities.teacher_", sides.teacher_mean, sides.teacher_std)
+            wrong += _wrong_channels("mean", self.mean, sides.student)
+            wrong += _wrong_channels("modalities.teacher_mean", sides.teacher_mean, sides.teacher)
+        return wrong
+
+
+def _wrong_moments(prefix: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> list[str]:
+    names = f"{prefix}mean and {prefix}std"
+    wrong = []
+    if (mean is None) != (std is None):
+        wrong.append(f"{names}: give both or neither")
+    elif mean is not None and std is not None and len(mean) != len(std):
+        wrong.append(f"{names}: {len(mean)} and {len(std)} channels are not alike")
+    if std is not None and min(std, default=0.0) <= 0.0:
+        wrong.append(f"{prefix}std: every channel's deviation must be above 0")
+    return wrong
+
+
+def _wrong_channels(field: str, mean: tuple[float, ...] | None, modality: str) -> list[str]:
+    channels = MODALITIES[modality].channels
+    if mean is None or len(mean) in (1, channels):
+        return []
+    return [f"{field}: {len(mean)} channels, but {modality} has {channels}"]

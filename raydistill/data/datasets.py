@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from raydistill.data.image_set import ImageSet, Split, choose_stratified, choose_subset
+from raydistill.data.modalities import drop_unpaired, in_modality
 from raydistill.data.names import DATA_SETS
 from raydistill.errors import DataError
 
 if TYPE_CHECKING:
     from raydistill.data.config import DataConfig
 
-__all__ = ["DATA_SETS", "ImageSet", "Splits", "load_test", "load_train", "split_train"]
+__all__ = ["DATA_SETS", "ImageSet", "Splits", "load_sides", "load_test", "load_train", "split_train"]
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,31 @@ class Splits:
 
 
 def load_train(config: DataConfig) -> ImageSet:
-    """All training images after ``config.subset``, validation included: what a teacher cache covers.
+    """All training images after ``config.subset``, validation included, as the student sees them.
+
+    Of ``config.of_teacher`` they are what a teacher cache covers.
 
     Raises:
         DataError: the files are missing, damaged, or fewer than the subset.
     """
-    images = _read(config, "train")
-    if config.subset is None or config.known.decodes:  # sets that decode choose before they do
-        return images
-    return images.take(choose_subset(images.ids, config))
+    return in_modality(_read_train(config), config)
+
+
+def load_sides(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """All training images as the student and as the teacher sees them; one set where there are no modalities.
+
+    An image that could be read on one side alone is not among the student's.
+
+    Raises:
+        DataError: as ``load_train``, or the sides differ in size.
+    """
+    sides = config.modalities
+    if sides is None or sides.teacher_root is None:
+        images = _read_train(config)
+        student = in_modality(images, config)
+        return student, student if sides is None else in_modality(images, config.of_teacher)
+    student, teacher = load_train(config), load_train(config.of_teacher)
+    return drop_unpaired(student, teacher), teacher
 
 
 def split_train(images: ImageSet, config: DataConfig) -> Splits:
@@ -53,14 +70,23 @@ def split_train(images: ImageSet, config: DataConfig) -> Splits:
 
 
 def load_test(config: DataConfig) -> ImageSet:
-    """The test images, whole.
+    """The test images, whole, as the student sees them.
 
     Raises:
         DataError: the files are missing or damaged, or their classes are not those of the training images.
     """
-    return _read(config, "test")
+    return in_modality(_read(config, "test"), config)
+
+
+def _read_train(config: DataConfig) -> ImageSet:
+    images = _read(config, "train")
+    if config.subset is None or config.known.decodes:  # sets that decode choose before they do
+        return images
+    return images.take(choose_subset(images.ids, config))
 
 
 def _read(config: DataConfig, split: Split) -> ImageSet:
     reader = importlib.import_module(config.known.reader)
+    if config.modalities is not None:  # its mean and std are not those of what the files hold
+        config = config.model_copy(update={"mean": None, "std": None})
     return cast("ImageSet", reader.read(config, split))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.data.decoding import Encoded, decode_all
 from raydistill.data.image_set import ImageSet, Split, assemble, choose_subset
+from raydistill.data.modalities import check_pairs, pair_name
 from raydistill.errors import DataError
 from raydistill.lazy import torch
 
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
     from raydistill.data.config import DataConfig
 
 _ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+_SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
 _Labelled = tuple[Path, int | None]
 
 
 def read(config: DataConfig, split: Split) -> ImageSet:
     """Read a folder of images; an id is a hash of the path below the root, so new files leave old ids alone.
 
+    Of images with partners in another folder it is a hash of what both paths have in common.
+
     Raises:
-        DataError: a folder is missing or empty, classes of train and test differ, or images are damaged.
+        DataError: a folder is missing or empty, classes of train and test differ, images are damaged or training
+            images lack their partners.
     """
     root = Path(str(config.root))
     if config.name == "tiny_imagenet":
@@ -32,7 +37,16 @@ def read(config: DataConfig, split: Split) -> ImageSet:
         files, classes = _list_tiny(root, split)
     else:
         files, classes = _list_plain(root, split)
+    partners = _partners_root(config)
+    if partners is not None and split == "train":
+        other_files, _ = _list_plain(partners, split)
+        check_pairs(root, (path for path, _ in files), partners, (path for path, _ in other_files))
     return _load(config, split, root, files, len(classes))
+
+
+def has_test_images(config: DataConfig) -> bool:
+    """Whether there are test images, of which one of two paired folders may have none."""
+    return _partners_root(config) is None or any(Path(str(config.root), name).is_dir() for name in _SPLITS["test"])
 
 
 def path_id(path: str) -> int:
@@ -41,7 +55,9 @@ def path_id(path: str) -> int:
 
 
 def _load(config: DataConfig, split: Split, root: Path, files: Sequence[_Labelled], num_classes: int) -> ImageSet:
-    ids = torch.tensor([path_id(path.relative_to(root).as_posix()) for path, _ in files], dtype=torch.int64)
+    paired = _partners_root(config) is not None
+    names = [pair_name(path, root) if paired else path.relative_to(root).as_posix() for path, _ in files]
+    ids = torch.tensor([path_id(name) for name in names], dtype=torch.int64)
     if split == "train":
         chosen = choose_subset(ids, config)
         ids, files = ids[chosen], [files[position] for position in chosen.tolist()]
@@ -106,12 +122,17 @@ def _list_tiny(root: Path, split: Split) -> tuple[list[_Labelled], list[str]]:
     return _not_empty(sorted(files), annotations), classes
 
 
+def _partners_root(config: DataConfig) -> Path | None:
+    root = config.modalities and config.modalities.teacher_root
+    return Path(root) if root else None
+
+
 def _split_folder(root: Path, split: Split) -> Path:
-    names = ("train",) if split == "train" else ("test", "val")
+    names = _SPLITS[split]
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise DataError(f"data.root {root}: no folder {' or '.join(names)} there")
+    raise DataError(f"{root}: no folder {' or '.join(names)} there")
 
 
 def _entries(folder: Path) -> list[Path]:

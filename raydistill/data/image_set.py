@@ -24,7 +24,7 @@ class ImageSet:
         images: uint8 [N, C, H, W].
         labels: int64 [N] in [0, num_classes), or ``None`` where there are none.
         ids: int64 [N], unique; an image keeps its id whatever subset or order it is in.
-        num_classes: number of classes, 0 without labels.
+        num_classes: number of classes; without labels what ``data.num_classes`` says, or 0.
         mean: of each channel, for pixels in [0, 1].
         std: of each channel, for pixels in [0, 1].
         skipped: one ``path: reason`` for each image that could not be decoded.
@@ -81,7 +81,8 @@ def assemble(
     """Build a set from what a reader read; ids are positions unless given, mean and std come with the name.
 
     Raises:
-        DataError: there is no image, ids occur twice, or mean and std do not fit the channels.
+        DataError: there is no image, ids occur twice, mean and std do not fit the channels, or labels not
+            ``data.num_classes``.
     """
     if not images.shape[0]:
         raise DataError(f"data set '{config.name}' at {config.root}: no image in it")
@@ -95,7 +96,14 @@ def assemble(
         mean, std = mean * channels, std * channels
     if len(mean) != channels:
         raise DataError(f"data.mean and data.std have {len(mean)} channels, images of '{config.name}' {channels}")
-    return ImageSet(images, labels, ids, num_classes if labels is not None else 0, mean, std, skipped)
+    if labels is None:
+        num_classes = config.num_classes or 0
+    elif config.num_classes not in (None, num_classes):
+        raise DataError(
+            f"data.num_classes = {config.num_classes}: for images without labels, but those of '{config.name}' have "
+            f"labels of {num_classes} classes"
+        )
+    return ImageSet(images, labels, ids, num_classes, mean, std, skipped)
 
 
 def choose_subset(ids: Tensor, config: DataConfig) -> Tensor:

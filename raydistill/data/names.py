@@ -1,4 +1,4 @@
-"""The data sets known by name, and what can be said of them without reading a file."""
+"""The data sets and modalities known by name, and what can be said of them without reading a file."""
 
 from __future__ import annotations
 
@@ -28,6 +28,31 @@ class KnownSet:
     can_download: bool = False
     decodes: bool = False
 
+    @property
+    def grey(self) -> bool:
+        """Whether the images are known to have a single channel."""
+        return self.shape is not None and self.shape[0] == 1
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What is made of a colour image: its number of channels, and ``mean`` and ``std`` if not those of the data set."""
+
+    channels: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+# Fixed moments, as measured ones would change with the subset, and a trained teacher with them. Luminance takes the
+# whole range; chrominance lies around grey, in photographs mostly within 15 units (0.06 of 255) of it.
+MODALITIES: Mapping[str, Modality] = MappingProxyType(
+    {
+        "rgb": Modality(3),
+        "luminance": Modality(1, (0.5,), (0.25,)),
+        "chrominance": Modality(2, (128 / 255,) * 2, (0.06,) * 2),
+        "grey": Modality(1, (0.5,), (0.25,)),
+    }
+)
 
 DATA_SETS: Mapping[str, KnownSet] = MappingProxyType(
     {

@@ -185,9 +185,10 @@ def _central_box(height: int, width: int) -> list[int]:
 
 
 def _shift(images: Tensor, box: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Cut boxes of the image's own size out of the zero-padded images with one gather; uint8 [B, C, H, W]."""
+    """Cut boxes of the image's own size out of the padded images with one gather; uint8 [B, C, H, W]."""
     batch, channels, height, width = images.shape
-    padded = F.pad(images, (padding, padding, padding, padding)) if padding else images
+    black = 128 if channels == 2 else 0  # two channels are chrominance, where black is in the middle
+    padded = F.pad(images, (padding, padding, padding, padding), value=black) if padding else images
     corner = box[:, :2].to(torch.int64) + padding
     rows = corner[:, :1] + torch.arange(height, device=images.device)
     columns = corner[:, 1:] + _mirrored(width, flip)

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from raydistill.config import Experiment, load_experiment
+from raydistill.data.config import DataConfig
 from raydistill.data.datasets import load_test, load_train, split_train
+from raydistill.data.folder import has_test_images
 from raydistill.data.resident import ResidentSet
 from raydistill.errors import ConfigError, DataError
 from raydistill.evaluation.classification import top_k_accuracy
@@ -42,10 +44,11 @@ class Subject:
 
 
 def evaluate_run(path: str | Path, protocols: Iterable[str] = ()) -> dict[str, dict[str, float]]:
-    """Measure a run's student, and its teacher where its weights are at hand, on the test images.
+    """Measure a run's student, and its teacher where weights and test images of it are at hand, on the test images.
 
     Returns:
-        ``student`` and ``teacher``, each with accuracies in percent, counts and milliseconds.
+        ``student``, ``teacher`` and, of networks trained together with the student, ``peer1`` and so on, each with
+        accuracies in percent, counts and milliseconds.
 
     Raises:
         DataError: where the folder holds no finished run, or the data cannot be read.
@@ -60,23 +63,34 @@ def evaluate_run(path: str | Path, protocols: Iterable[str] = ()) -> dict[str, d
         raise DataError(f"{path}: no finished run (it has no _SUCCESS or no weights); see its logs, or train --resume")
     experiment = load_experiment(path / "config.yaml")
     chosen = _protocols(protocols or experiment.evaluate.protocols)
-    bank = ResidentSet(split_train(load_train(experiment.data), experiment.data).train, "cpu")
-    test = ResidentSet(load_test(experiment.data), "cpu")
-    if test.labels is None or bank.labels is None:
-        raise DataError(f"{path}: data set '{experiment.data.name}' has no labels to evaluate with")
+    images = teacher_images = _images(experiment.data, path)
     trains_classifier = experiment.needs.trains_classifier
     networks = {"student": (experiment.student.model, weights, trains_classifier)}
-    for number, teacher in enumerate(experiment.teachers):
+    for number, teacher in enumerate(experiment.teachers if has_test_images(experiment.data.of_teacher) else ()):
         if teacher.weights and Path(teacher.weights).is_file():
             role = f"teacher {number + 1}" if number else "teacher"
             networks[role] = (teacher.model, Path(teacher.weights), True)
+    if len(networks) > 1 and experiment.data.modalities is not None:
+        teacher_images = _images(experiment.data.of_teacher, path)
+    for number, peer in enumerate(experiment.peers, start=1):
+        networks[f"peer{number}"] = (peer.model, path / f"peer{number}.safetensors", trains_classifier)
     card: dict[str, dict[str, float]] = {}
     for role, (model, file, classifies) in networks.items():
+        bank, test = teacher_images if role.startswith("teacher") else images
         network = build_model(model, bank.num_classes, in_channels=bank.images.shape[1])
         load_weights(network, file)
         subject = Subject(network.eval(), bank, test, experiment, classifies, {})
         card[role] = {name: value for protocol in chosen for name, value in protocol(subject).items()}
     return card
+
+
+def _images(data: DataConfig, path: Path) -> tuple[ResidentSet, ResidentSet]:
+    """Return training images without the validation ones, and test images, as a section's student sees them."""
+    bank = ResidentSet(split_train(load_train(data), data).train, "cpu")
+    test = ResidentSet(load_test(data), "cpu")
+    if test.labels is None or bank.labels is None:
+        raise DataError(f"{path}: data set '{data.name}' has no labels to evaluate with")
+    return bank, test
 
 
 def _protocols(names: Iterable[str]) -> list[Callable[[Subject], dict[str, float]]]:

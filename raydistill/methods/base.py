@@ -88,6 +88,11 @@ def union_of_needs(methods: Iterable[Method]) -> Needs:
     return reduce(or_, (method.needs() for method in methods if method.weight), Needs())
 
 
+def needs_of_stages_too(methods: Iterable[Method]) -> Needs:
+    """Everything that the methods want to see at some time, in distillation or in a stage before it."""
+    return reduce(or_, (method.needs() for method in methods), Needs())
+
+
 def _union(left: Mapping[int, frozenset[str]], right: Mapping[int, frozenset[str]]) -> dict[int, frozenset[str]]:
     nothing: frozenset[str] = frozenset()
     return {view: left.get(view, nothing) | right.get(view, nothing) for view in {**left, **right}}
@@ -154,11 +159,23 @@ class Loss:
 
 @dataclass(frozen=True)
 class Stage:
-    """Training that runs before distillation (AB, FT, FSP): how long, what it trains, and on which loss."""
+    """Training that runs before distillation (AB, FT, FSP): how long, what it trains, and on which loss.
+
+    ``loss`` is called once a step, with steps that hold what ``needs`` names, a part of the method's own ``needs()``.
+    ``trains``: the student or modules of the method's parts; for the stage's time they are in training mode and take
+    gradients, whether or not distillation trains them, and all else is in evaluation mode. With nothing to train
+    ``loss`` only looks on. ``lr``: of SGD with momentum 0.9, kept constant; the experiment's where None.
+
+    ``finish`` is called on every rank after the last epoch, before the checkpoint. A resumed run begins with the
+    epoch that was cut off, so a stage that collects what only ``finish`` puts into the parts takes one epoch.
+    """
 
     epochs: int
     trains: tuple[nn.Module, ...]
     loss: Callable[[Step], Loss]
+    needs: Needs
+    lr: float | None = None
+    finish: Callable[[], None] | None = None
 
 
 class Method(BaseModel):

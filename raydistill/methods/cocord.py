@@ -101,7 +101,7 @@ class CoCoRD(Method):
         query = parts["projector"](step.student[STUDENT_VIEW]["embedding"])
         with torch.no_grad():
             key = unit(parts["teacher_projector"](step.teacher[TEACHER_VIEW]["embedding"]))
-        contrast = info_nce_loss(query, key, parts["queue"].keys, temperature=self.temperature)
+        contrast = info_nce_loss(query, key, parts["queue"].keys, temperature=self.temperature, unit_negatives=True)
         predict = prediction_loss(parts["predictor"](query), self._slow(step, parts, SLOW_VIEW))
         if self.symmetric:
             other = parts["projector"](step.student[SLOW_VIEW]["embedding"])

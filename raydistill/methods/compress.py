@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raydistill.lazy import F, Tensor, nn, torch
+from raydistill.lazy import Tensor, nn, torch
 from raydistill.methods.base import Loss, Method, Momentum, Needs, Setting, Step, Temperature
 from raydistill.methods.collectives import gather_rows
 from raydistill.methods.contrast import unit
-from raydistill.methods.precision import at_least_float32, no_autocast
+from raydistill.methods.key_softmax import attend, log_sum
+from raydistill.methods.precision import no_autocast
 
 
 def compress_loss(
@@ -24,7 +25,8 @@ def compress_loss(
 ) -> Tensor:
     """KL(softmax(t.A_t / T) || softmax(s.A_s / T)), mean over the batch (the paper sums).
 
-    Koohpayegani et al. 2020, https://arxiv.org/abs/2010.14713, Eq. 1 and 2.
+    Koohpayegani et al. 2020, https://arxiv.org/abs/2010.14713, Eq. 1 and 2. Anchors are read in blocks and never
+    copied, scores [B, Q] never laid out; no gradient reaches the teacher's side or the anchors.
 
     Args:
         student_embedding: s, [B, D_s], L2-normalised inside.
@@ -37,14 +39,13 @@ def compress_loss(
         A scalar.
     """
     with no_autocast(student_embedding):
-        student = unit(student_embedding) @ at_least_float32(student_anchors).T / temperature
-        teacher = unit(teacher_embedding) @ at_least_float32(teacher_anchors).T / temperature
-        return F.kl_div(
-            F.log_softmax(student, dim=1),
-            F.log_softmax(teacher, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        student, teacher = unit(student_embedding), unit(teacher_embedding)
+        wanted = attend(teacher, teacher_anchors, student_anchors, temperature=temperature)
+        found = attend(student, student_anchors, temperature=temperature)
+        # sum_j p_j log q_j, q the student's: its scores are linear in s, so the mean anchor is all that counts.
+        agreement = (student * wanted.mean_value).sum(dim=1) / temperature
+        likelihood = agreement - log_sum(student, found, temperature=temperature)
+        return (wanted.mean_score - wanted.log_sum - likelihood).mean()
 
 
 class CompRes(Method):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
-from raydistill.lazy import F, Tensor
-from raydistill.methods.base import Loss, Method, Needs, Step, Temperature, Weight
+from raydistill.lazy import F, Tensor, torch
+from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperature, Weight
+from raydistill.methods.logits import check_equal_classes, logits_of_student, logits_of_teachers
 from raydistill.methods.precision import at_least_float32, no_autocast
 
 
@@ -29,32 +32,58 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: floa
         return divergence * temperature**2
 
 
-def standardise_logits(logits: Tensor) -> Tensor:
-    """Give every row of [B, C] mean 0 and standard deviation 1 (Sun et al. 2024, arXiv 2403.01427)."""
-    logits = at_least_float32(logits)
-    return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
+def ensemble_logits(logits: Sequence[Tensor], *, temperature: float) -> Tensor:
+    """Logits whose softened probabilities are the mean of those of all teachers.
+
+    Args:
+        logits: of each teacher, [B, C].
+        temperature: T.
+
+    Returns:
+        T log mean_m softmax(z_m / T), [B, C]; one teacher's logits as they are.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    with no_autocast(logits[0]):
+        each = torch.stack([F.log_softmax(at_least_float32(found) / temperature, dim=1) for found in logits])
+        return temperature * (each.logsumexp(dim=0) - math.log(len(logits)))
 
 
 class KD(Method):
-    """Hinton's distillation. With ``standardise`` only the logits' relations count, not their range."""
+    """Hinton's distillation. With ``standardise`` only the logits' relations count, not their range.
+
+    From several teachers, ``ensemble: mean`` distils one target, the mean of their softened probabilities (Hinton et
+    al. 2015); ``sum`` adds one loss for each teacher, as Eq. 21 of CRD (Tian et al. 2020) does. Up to a constant
+    ``sum`` is ``mean`` times the number of teachers, so that ``mean`` keeps the balance with other terms where the
+    number of teachers changes. With one teacher both are the same.
+    """
 
     name: ClassVar[str] = "kd"
     paper: ClassVar[str] = "Hinton et al., 2015, https://arxiv.org/abs/1503.02531"
     equation: ClassVar[str] = "T^2 KL(softmax(z_t / T) || softmax(z_s / T))"
+    joins_teachers: ClassVar[bool] = True
 
     weight: Weight = 0.9
     temperature: Temperature = 4.0
     standardise: bool = False
+    ensemble: Literal["mean", "sum"] = "mean"
 
     def needs(self) -> Needs:
         """Logits on both sides."""
         logits = {0: frozenset({"logits"})}
         return Needs(student=logits, teacher=logits)
 
+    def check(self, setting: Setting) -> None:
+        """Both sides must have the same classes."""
+        check_equal_classes(self.name, setting)
+
     def loss(self, step: Step, parts: Any) -> Loss:
-        """Mean over the batch."""
-        student, teacher = step.student[0]["logits"], step.teacher[0]["logits"]
-        if self.standardise:
-            with no_autocast(student):
-                student, teacher = standardise_logits(student), standardise_logits(teacher)
-        return Loss(kd_loss(student, teacher, temperature=self.temperature))
+        """Mean over the batch; reports each teacher's loss where several are summed."""
+        student = logits_of_student(step, standardise=self.standardise)
+        teachers = logits_of_teachers(step, standardise=self.standardise)
+        if self.ensemble == "mean":
+            teachers = [ensemble_logits(teachers, temperature=self.temperature)]
+        losses = [kd_loss(student, teacher, temperature=self.temperature) for teacher in teachers]
+        if len(losses) == 1:
+            return Loss(losses[0])
+        return Loss(torch.stack(losses).sum(), terms={str(number): loss for number, loss in enumerate(losses)})

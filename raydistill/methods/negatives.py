@@ -43,10 +43,10 @@ class NegativeSampler(nn.Module):
         start = (hash_bits(self.seed, epoch, _START, index) * pool) >> 32
         step = self._coprime_step(index, epoch, pool)
         visits = torch.arange(self.count, device=index.device)
-        places = (start[:, None] + step[:, None] * visits) % pool[:, None]
-        behind = places >= first[:, None]
-        chosen: Tensor = self.order[places + behind * length[:, None]]
-        return chosen
+        # B x count places are most of the work, hence in place and by index_select, which is faster than order[places].
+        places = (step[:, None] * visits).add_(start[:, None]).remainder_(pool[:, None])
+        places += (places >= first[:, None]) * length[:, None]
+        return self.order.index_select(0, places.flatten()).view_as(places)
 
     def _coprime_step(self, index: Tensor, epoch: int, pool: Tensor) -> Tensor:
         """The first of several candidates in [1, pool] that is coprime to ``pool``; 1 where none is: [B]."""

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, nn, torch
 from raydistill.methods.base import Loss, Method, Momentum, Needs, Setting, Step, Temperature, Weight
 from raydistill.methods.collectives import gather_rows, own_rows
 from raydistill.methods.precision import at_least_float32, no_autocast
-
-
-def sinkhorn_knopp(logits: Tensor, *, iterations: int = 3) -> Tensor:
-    """Balance exp(logits) over the prototypes; every row then sums to 1 (ProtoCPC Eq. 11, 12; SwAV).
-
-    Computed on logarithms, which no logits can overflow and no column can underflow. Shifting each row by its
-    own maximum instead would change the result after few iterations.
-
-    Args:
-        logits: [B, K], already divided by the temperature.
-        iterations: passes over prototypes (columns), then samples (rows).
-
-    Returns:
-        Probabilities [B, K].
-    """
-    with no_autocast(logits):
-        log_plan = at_least_float32(logits)
-        for _ in range(iterations):
-            log_plan = log_plan - log_plan.logsumexp(dim=0, keepdim=True)
-            log_plan = log_plan - log_plan.logsumexp(dim=1, keepdim=True)
-        return log_plan.exp() if iterations else F.softmax(log_plan, dim=1)
+from raydistill.methods.protocpc_modes import DEFAULTS, MODES, ONLY_FOR
+from raydistill.methods.prototypes import sinkhorn_knopp
+from raydistill.methods.self_distillation import SelfDistillation
 
 
 def update_prior(prior: Tensor, teacher_probabilities: Tensor, *, momentum: float) -> Tensor:
@@ -73,65 +55,118 @@ def proto_cpc_loss(student_logits: Tensor, teacher_probabilities: Tensor, prior:
         return (align + uniform).mean()
 
 
-class ProtoCPC(Method):
-    """Supervised compression: the classifiers' weights are the prototypes, the logits their scores.
+class ProtoCPC(SelfDistillation, Method):
+    """The student predicts which prototypes the teacher assigns an image to. The paper's three uses are modes.
 
-    Both sides are divided by ``temperature``; ``scale_by_temperature`` multiplies the loss by its square (Eq.
-    14), so that ``weight`` is the paper's beta. Sinkhorn-Knopp and the prior see the global batch. ``variant:
-    paper`` updates the prior before the loss (Algorithm 1), ``code`` after it (the public code). The paper
-    gives no number of iterations for the supervised case; 3 is that of its self-supervised one.
+    ``supervised``: compression of a classifier. The classifiers' weights are the prototypes, the logits their
+    scores, both divided by ``temperature``; ``scale_by_temperature`` multiplies the loss by its square (Eq. 14),
+    so that ``weight`` is the paper's beta.
+
+    ``compress``: compression of any teacher without labels (Eq. 15). A head (``layers``, ``hidden``,
+    ``batch_norm``: the paper takes the teacher's head's shape, and adds batch-norm) maps the student's embedding to
+    the teacher's width; both are L2-normalised and compared with unit ``prototypes``. The student's are trained;
+    the teacher's are ``copied`` from them in each step, or ``pretrained`` ones from ``prototypes_file``, the tensor
+    ``prototypes_tensor`` [prototypes, width] of a safetensors file, which suits SwAV (3000). ``local_crops`` small
+    crops of the student alone, views 1 and up, are added with weight 1 each (Eq. 16); view 0 stays as the
+    experiment draws it, so that a cache can hold the teacher's side.
+
+    ``self``: self-distillation without a teacher, which is ``dino`` with another loss (Eq. 17); crops, head and
+    averaged teacher are described there. The paper does not say whether DINO's centring stays; ``centering`` keeps
+    it, with softmax alone, since Sinkhorn-Knopp undoes any shift of a prototype's scores.
+
+    The teacher's probabilities are Sinkhorn-Knopp of the scores of each view over the global batch, 3 iterations
+    (the paper gives none for the supervised case), or a ``softmax``. The prior is updated once a step, by all views
+    of the teacher: by ``variant: paper`` before the loss (Algorithm 1), by ``code`` after it (the public code).
+    Defaults that differ by mode: ``weight`` 1.75, or 1 without labels; ``local_crops`` 0, or 6 in ``self``;
+    ``layers`` 2, ``batch_norm`` in ``compress``.
+
+    The term ``entropy`` says how evenly the student's images choose their nearest prototype: near 0 all choose one.
     """
 
     name: ClassVar[str] = "protocpc"
     paper: ClassVar[str] = "Lee, Representation Distillation by Prototypical CPC, ICLR 2022"
-    equation: ClassVar[str] = "T^2 (-sum_k p_t z_s / T + logsumexp(z_s / T + log prior)), p_t = SK(z_t / T)"
+    equation: ClassVar[str] = "-sum_k p_t z_s / T_s + logsumexp(z_s / T_s + log prior), p_t = SK(z_t / T_t)"
 
+    mode: Literal["supervised", "compress", "self"] = "supervised"
     weight: Weight = 1.75
     temperature: Temperature = 4.0
+    scale_by_temperature: bool = True
+    student_temperature: Temperature = 0.1
+    teacher_temperature: Temperature = 0.04
     assignment: Literal["sinkhorn", "softmax"] = "sinkhorn"
     sinkhorn_iterations: Annotated[int, Field(ge=1)] = 3
     prior_momentum: Momentum = 0.9
-    scale_by_temperature: bool = True
     variant: Literal["paper", "code"] = "paper"
+    teacher_prototypes: Literal["copied", "pretrained"] = "copied"
+    prototypes_file: str | None = None
+    prototypes_tensor: str | None = None
+    centering: bool = False
+    local_crops: Annotated[int, Field(ge=0)] = 0
+    layers: Annotated[int, Field(ge=1)] = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_mode(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {**DEFAULTS.get(str(values.get("mode")), {}), **values}
+
+    @model_validator(mode="after")
+    def _every_field_has_an_effect(self) -> ProtoCPC:
+        fields = type(self).model_fields
+        defaults = {name: field.default for name, field in fields.items()} | DEFAULTS[self.mode]
+        for field, modes in ONLY_FOR.items():
+            value = getattr(self, field)
+            if self.mode not in modes and value != defaults[field]:
+                wanted = " or ".join(modes)
+                raise ValueError(f"{field} = {value}: has no effect with mode '{self.mode}', only with {wanted}")
+        if self.teacher_prototypes == "pretrained" and not (self.prototypes_file and self.prototypes_tensor):
+            raise ValueError("teacher_prototypes = pretrained: give prototypes_file and prototypes_tensor too")
+        if self.teacher_prototypes == "copied" and (self.prototypes_file or self.prototypes_tensor):
+            raise ValueError("prototypes_file, prototypes_tensor: are read with teacher_prototypes = pretrained only")
+        if self.centering and self.assignment == "sinkhorn":
+            raise ValueError("centering: has no effect with assignment 'sinkhorn'; use 'softmax' or leave it out")
+        return self
 
     def needs(self) -> Needs:
-        """Logits on both sides."""
-        logits = {0: frozenset({"logits"})}
-        return Needs(student=logits, teacher=logits)
+        """What the mode compares: logits, embeddings, or embeddings of several crops."""
+        return MODES[self.mode].needs(self)
 
     def check(self, setting: Setting) -> None:
-        """Both sides must score the same prototypes."""
-        student, teacher = setting.student["logits"], setting.teacher["logits"]
-        if student != teacher:
-            raise ConfigError(
-                f"methods.{self.name}: student and teacher must have equally many logits,"
-                f" not {student[0]} and {teacher[0]}"
-            )
+        """Both sides must be comparable, and pretrained prototypes readable."""
+        MODES[self.mode].check(self, setting)
 
     def parts(self, setting: Setting) -> nn.ModuleDict:
-        """The prior, uniform at first."""
+        """The prior, uniform at first, and what the mode trains and remembers."""
         from raydistill.methods.state import Value
 
-        return nn.ModuleDict({"prior": Value(torch.ones(setting.student["logits"][0]))})
+        made = MODES[self.mode].parts(self, setting)
+        count = MODES[self.mode].count(self, setting)
+        return nn.ModuleDict(made | {"prior": Value(torch.ones(count))})
 
     def loss(self, step: Step, parts: Any) -> Loss:
         """Mean over the batch; carries the prior of the next step."""
-        logits = step.student[0]["logits"]
-        everywhere = self._assign(gather_rows(step.teacher[0]["logits"]))
+        mode = MODES[self.mode]
+        scores = mode.scores(self, step, parts)
+        student_temperature, teacher_temperature = mode.temperatures(self)
+        everywhere = [self._assign(gather_rows(view), teacher_temperature) for view in scores.teacher]
         old = parts["prior"].value
-        new = update_prior(old, everywhere, momentum=self.prior_momentum)
-        scaled = at_least_float32(logits) / self.temperature
-        total = proto_cpc_loss(scaled, own_rows(everywhere), new if self.variant == "paper" else old)
-        if self.scale_by_temperature:
-            total = total * self.temperature**2
-        return Loss(total, carry={"prior": new})
+        new = update_prior(old, torch.cat(everywhere), momentum=self.prior_momentum)
+        total = mode.combine(
+            self,
+            partial(proto_cpc_loss, prior=new if self.variant == "paper" else old),
+            [at_least_float32(crop) / student_temperature for crop in scores.student],
+            [own_rows(probabilities) for probabilities in everywhere],
+        )
+        return Loss(total, terms=mode.terms(scores), carry={"prior": new, **scores.carry})
 
     def after_step(self, parts: Any, student: nn.Module, carry: Mapping[str, Any]) -> None:
-        """Keep the prior; every rank computed the same."""
+        """Keep the prior, which every rank computed alike; then what the mode remembers."""
         parts["prior"].set(carry["prior"])
+        MODES[self.mode].after_step(self, parts, student, carry)
 
-    def _assign(self, logits: Tensor) -> Tensor:
-        scaled = at_least_float32(logits) / self.temperature
+    def _assign(self, scores: Tensor, temperature: float) -> Tensor:
+        scaled = at_least_float32(scores) / temperature
         if self.assignment == "softmax":
             return F.softmax(scaled, dim=1)
         return sinkhorn_knopp(scaled, iterations=self.sinkhorn_iterations)

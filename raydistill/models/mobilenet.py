@@ -71,6 +71,10 @@ class MobileNetV2(StagedNetwork):
         self.conv2 = nn.Sequential(nn.Conv2d(inputs, _EMBEDDING_WIDTH, 1, bias=False), nn.BatchNorm2d(_EMBEDDING_WIDTH))
         # A sequence of one: published checkpoints call the layer classifier.0.
         self.classifier = nn.Sequential(nn.Linear(_EMBEDDING_WIDTH, num_classes))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw the convolutions and the classifier."""
         initialise_fan_out(self, linear_std=0.01)
 
     def run_stage(self, index: int, maps: Tensor) -> Tensor:

@@ -86,6 +86,10 @@ class _ResNet(StagedNetwork):
             first = block(inputs, outputs, 1 if index == 1 else 2)
             others = (block(outputs, outputs, 1) for _ in range(count - 1))
             self.add_module(f"layer{index}", Blocks(first, *others))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw the convolutions; the classifier is PyTorch's."""
         initialise_fan_out(self)
 
     def run_stage(self, index: int, maps: Tensor) -> Tensor:

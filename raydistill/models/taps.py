@@ -7,8 +7,9 @@ nothing beyond them. ``StagedNetwork`` is the base of the CIFAR networks, which 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -66,6 +67,9 @@ class StagedNetwork(Tapped):
 
     num_stages: int = 4
 
+    def initialise(self) -> None:
+        """Draw weights by the rule of the network's authors; by default PyTorch's layers stay as they were made."""
+
     def run_stage(self, index: int, maps: Tensor) -> Tensor:
         """Run one stage up to its last activation: the maps before it [B, C, H, W] -> its raw ones."""
         raise NotImplementedError
@@ -110,10 +114,40 @@ class StagedNetwork(Tapped):
             found[LOGITS] = self.classify(found[EMBEDDING])
         return {name: found[name] for name in names}
 
+    def tail(self, first: int, map_shape: tuple[int, int, int]) -> Tail:
+        """Return a second end of the network: the stages from ``first`` on and the classifier, with fresh weights.
+
+        Its input is ``features/<first - 1>``, of shape ``map_shape`` (C, H, W) without the batch. It is made on the
+        CPU, whose random state decides the weights.
+        """
+        tail = Tail(copy.deepcopy(self).cpu(), first)
+        _keep_what_runs(tail, blank_images(tail, map_shape))
+        for part in tail.modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+        tail.network.initialise()
+        return tail
+
     def _stages_to_run(self, names: tuple[str, ...]) -> int:
         if LOGITS in names or EMBEDDING in names:
             return self.num_stages
         return max((int(name.rpartition("/")[2]) + 1 for name in names), default=0)
+
+
+class Tail(nn.Module):
+    """Upper stages and classifier of a network; made by ``StagedNetwork.tail``."""
+
+    def __init__(self, network: StagedNetwork, first: int) -> None:
+        """Take over a network, of which only the stages from ``first`` on will run."""
+        super().__init__()
+        self.network = network
+        self.first = first
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``features/<first - 1>`` [B, C, H, W] -> logits [B, classes]."""
+        for index in range(self.first, self.network.num_stages):
+            maps = self.network.activate(index, self.network.run_stage(index, maps))
+        return self.network.classify(self.network.embed(maps))
 
 
 class Blocks(nn.Sequential):
@@ -128,6 +162,23 @@ class Blocks(nn.Sequential):
         for index, block in enumerate(self):
             maps = block(self.activate(maps) if index else maps)
         return maps
+
+
+def _keep_what_runs(module: nn.Module, example: Tensor) -> None:
+    """Remove all parts that a forward pass of ``example`` does not call."""
+    used: set[nn.Module] = set()
+
+    def note(part: nn.Module, _: object) -> None:
+        used.add(part)
+
+    with evaluating(module), torch.no_grad(), ExitStack() as hooks:
+        for part in module.modules():
+            hooks.enter_context(part.register_forward_pre_hook(note))
+        module(example)
+    for part in list(module.modules()):
+        for name, child in list(part.named_children()):
+            if used.isdisjoint(child.modules()):
+                setattr(part, name, nn.Identity())  # not deleted: the number of a list's other parts must stay
 
 
 def pool(maps: Tensor) -> Tensor:

@@ -34,6 +34,10 @@ class Vgg(StagedNetwork):
             self.add_module(f"block{index}", _group(count, inputs, width))
             inputs = width
         self.classifier = nn.Linear(inputs, num_classes)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw the convolutions and the classifier."""
         initialise_fan_out(self, linear_std=0.01)
 
     def run_stage(self, index: int, maps: Tensor) -> Tensor:

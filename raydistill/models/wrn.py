@@ -62,6 +62,10 @@ class WideResNet(StagedNetwork):
         self.block3 = WideStage(count, 32 * width, 64 * width, 2)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.fc = nn.Linear(64 * width, num_classes)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw the convolutions; the classifier is PyTorch's, without a bias at first."""
         initialise_fan_out(self)
         nn.init.zeros_(self.fc.bias)
 

@@ -85,7 +85,8 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> Tapped:
     check_name(name)
     for what, number in (("num_classes", num_classes), ("in_channels", in_channels)):
         if number < 1:
-            raise ConfigError(f"model '{name}': {what} must be at least 1, not {number}")
+            hint = "; images without labels need data.num_classes" if what == "num_classes" else ""
+            raise ConfigError(f"model '{name}': {what} must be at least 1, not {number}{hint}")
     if name.startswith((TORCHVISION, TIMM)):
         library, _, plain_name = name.partition("/")
         hooked = importlib.import_module("raydistill.models.hooked")

@@ -16,13 +16,18 @@ FILE = "state.pt"
 
 
 def state_of(session: Session) -> dict[str, Any]:
-    """Student, heads and state of the methods, optimiser, schedule, epoch and the metrics so far."""
+    """Student, heads and state of the methods, optimiser, schedule, epoch and the metrics so far.
+
+    ``stages``, where there are any before distillation: their records and the optimiser of the one under way.
+    """
+    stages = {"stages": {"records": session.stage_records, "optimizer": session.stage_optimizer}}
     return {
         "distiller": session.distiller.state_dict(),
         "optimizer": session.optimizer.state_dict(),
         "schedule": session.schedule.state_dict(),
         "epoch": session.epoch,
         "history": session.history,
+        **(stages if session.stages else {}),
     }
 
 
@@ -44,8 +49,10 @@ def load_checkpoint(session: Session, folder: Path) -> None:
         session.distiller.load_state_dict(state["distiller"])
         session.optimizer.load_state_dict(state["optimizer"])
         session.schedule.load_state_dict(state["schedule"])
+        stages = state["stages"] if session.stages else {"records": [], "optimizer": None}
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"checkpoint {folder} cannot be continued from: {reason}") from None
     session.epoch = state["epoch"]
     session.history = state["history"]
+    session.stage_records, session.stage_optimizer = stages["records"], stages["optimizer"]

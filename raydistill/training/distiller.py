@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from raydistill.methods.base import Loss, Outputs, Step
+from raydistill.methods.base import Loss, Needs, Outputs, Step
 from raydistill.methods.objective import Objective
 
 
@@ -17,6 +17,9 @@ class Distiller(nn.Module):
 
     Every trainable parameter, the methods' heads included, is used in this module's forward pass, so one wrapper for
     distributed training sees them all. The teacher stays outside, and so outside of every checkpoint.
+
+    Attributes:
+        peers: networks that are trained together with the student, by name; none here.
     """
 
     def __init__(self, student: nn.Module, objective: Objective) -> None:
@@ -24,14 +27,16 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
+        self.peers = nn.ModuleDict()
 
     def forward(self, step: Step) -> Loss:
         """Return the weighted loss of a step whose ``student`` is still empty."""
-        loss: Loss = self.objective(replace(step, student=self._student_outputs(step)))
+        loss: Loss = self.objective(replace(step, student=self.student_outputs(step, self.objective.needs)))
         return loss
 
-    def _student_outputs(self, step: Step) -> dict[int, Outputs]:
-        wanted = self.objective.needs.student
+    def student_outputs(self, step: Step, needs: Needs) -> dict[int, Outputs]:
+        """Run the student once for each view that is needed of it."""
+        wanted = needs.student
         return {view: self.student(step.views[view], outputs=tuple(sorted(names))) for view, names in wanted.items()}
 
     def after_step(self, carry: Mapping[str, Any]) -> None:

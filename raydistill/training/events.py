@@ -25,15 +25,16 @@ class EventLog:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, metrics: Mapping[str, float]) -> None:
-        """Write one epoch's metrics under its number."""
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """Write one epoch's metrics under its number; those of a stage under its name, as ``stage/<name>/...``."""
         if not self._enabled:
             return
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._folder))
+        prefix = f"stage/{metrics['stage']}/" if "stage" in metrics else ""
         for name, value in metrics.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, int(metrics["epoch"]))
+            if name not in ("epoch", "stage"):
+                self._writer.add_scalar(prefix + name, value, int(metrics["epoch"]))
         self._writer.flush()

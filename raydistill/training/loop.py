@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raydistill.data.resident import ResidentSet
 from raydistill.errors import RunError
 from raydistill.evaluation.classification import top_k_accuracy
+from raydistill.evaluation.collapse import RANK_IMAGES, rank_metrics
 from raydistill.evaluation.features import extract
 from raydistill.evaluation.neighbours import knn_accuracy
 from raydistill.methods.collectives import mean_over_ranks
@@ -19,7 +21,7 @@ from raydistill.training.session import Session
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics, Session], None]
-Progress = Callable[[Mapping[str, float]], None]
+Progress = Callable[[Mapping[str, Any]], None]
 
 PROGRESS_EVERY_S = 0.5
 KNN_BANK = 5000
@@ -36,7 +38,7 @@ def fit(session: Session, report: Report, progress: Progress = lambda values: No
         batch_size = session.experiment.train.batch_size
         images = session.data.steps_per_epoch(batch_size) * min(batch_size, len(session.data))
         metrics |= {"images_per_s": images / trained, "seconds": time.monotonic() - started}
-        metrics |= {"teacher_forwards": session.teacher.forwards} if session.teacher else {}
+        metrics |= {"teacher_forwards": session.teacher_forwards} if session.teachers else {}
         session.epoch = epoch + 1
         report({"epoch": session.epoch, **metrics}, session)
 
@@ -76,26 +78,39 @@ def autocast(session: Session) -> contextlib.AbstractContextManager[object]:
 
 
 def validate(session: Session) -> Metrics:
-    """Return ``val/top1`` in percent on the held-out part of the training images, where there are labels."""
-    top1 = measure_top1(session, session.validation)
-    return {} if top1 is None else {"val/top1": top1}
+    """Return ``val/top1`` in percent on the held-out part of the training images, where there are labels.
+
+    Of networks that are trained together with the student it is ``val/<name>/top1``. Where no method sees labels,
+    ``val/rank`` of the student too, since nothing else would tell that it collapsed.
+    """
+    networks = {"": session.distiller.student}
+    networks |= {f"{name}/": peer for name, peer in session.distiller.peers.items()}
+    top1 = {prefix: measure_top1(session, session.validation, network) for prefix, network in networks.items()}
+    metrics = {f"val/{prefix}top1": value for prefix, value in top1.items() if value is not None}
+    return metrics if "label" in session.distiller.objective.needs.columns else metrics | measure_rank(session)
 
 
-def measure_top1(session: Session, held_out: ResidentSet) -> float | None:
+def measure_rank(session: Session) -> Metrics:
+    """Effective rank of the student's embeddings of at most 2000 held-out images."""
+    first = torch.arange(min(RANK_IMAGES, len(session.validation)), device=session.device)
+    return rank_metrics(extract(session.distiller.student, session.validation, "embedding", first))
+
+
+def measure_top1(session: Session, held_out: ResidentSet, network: nn.Module) -> float | None:
     """Top-1 in percent on images that were not trained on: the classifier's, or, where no method trains it, a k-NN's.
 
     The k-NN weighs the 20 nearest of at most 5000 training embeddings. None where there are no labels.
     """
-    data, student = session.data, session.distiller.student
+    data = session.data
     if held_out.labels is None or data.labels is None:
         return None
     if session.distiller.objective.needs.trains_classifier:
-        return top_k_accuracy(extract(student, held_out, "logits"), held_out.labels, 1)
+        return top_k_accuracy(extract(network, held_out, "logits"), held_out.labels, 1)
     bank = torch.arange(min(KNN_BANK, len(data)), device=session.device)
     return knn_accuracy(
-        extract(student, data, "embedding", bank),
+        extract(network, data, "embedding", bank),
         data.labels[bank],
-        extract(student, held_out, "embedding"),
+        extract(network, held_out, "embedding"),
         held_out.labels,
         k=KNN_NEIGHBOURS,
         num_classes=data.num_classes,
@@ -126,14 +141,17 @@ class Meter:
                 | {f"train/{name}": float(value) / self._count for name, value in self._sums.items()}
             )
 
-    def result(self) -> Metrics:
-        """Return means over the epoch and all ranks. Raises ``RunError`` where a term is not finite."""
+    def result(self, where: str = "", remedy: str = "train.optimizer.lr or the term's weight") -> Metrics:
+        """Return means over the epoch and all ranks.
+
+        Raises ``RunError`` where a term is not finite; it begins with ``where`` and says to lower ``remedy``.
+        """
         means = {name: float(mean_over_ranks(value / self._count)) for name, value in self._sums.items()}
         broken = [name for name, value in means.items() if not abs(value) < float("inf")]
         if broken:
             named = [name for name in broken if name != "loss"] or broken
             raise RunError(
-                f"epoch {self._epoch + 1}: {', '.join(named)} became NaN or infinite; the checkpoint of the epoch "
-                "before is kept. Lower train.optimizer.lr or the term's weight, or set train.clip"
+                f"{where}epoch {self._epoch + 1}: {', '.join(named)} became NaN or infinite; the checkpoint of the "
+                f"epoch before is kept. Lower {remedy}, or set train.clip"
             )
         return {f"train/{name}": value for name, value in means.items()}

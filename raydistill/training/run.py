@@ -9,11 +9,13 @@ from typing import Any
 from raydistill.data.datasets import load_test
 from raydistill.data.resident import ResidentSet
 from raydistill.errors import DataError
+from raydistill.evaluation.collapse import collapse_warnings
 from raydistill.models.weights import save_weights
 from raydistill.training.events import EventLog
 from raydistill.training.loop import Metrics, fit, measure_top1
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
+from raydistill.training.stages import Record, ReportStage, run_stages
 
 AfterEpoch = Callable[[Metrics, Session], None]
 
@@ -23,18 +25,21 @@ def run(
     folder: RunFolder,
     *,
     after_epoch: AfterEpoch,
+    after_stage_epoch: ReportStage = lambda record, session: None,
     weights: str = "student.safetensors",
     final: bool = True,
 ) -> None:
     """Train to the end and leave metrics, weights and the result in the folder; only rank 0 writes.
 
-    ``after_epoch`` is called on every rank once the epoch's metrics are in the session's history. Only a ``final`` run
-    looks at the test images; the trials of a sweep do not.
+    ``after_epoch`` is called on every rank once the epoch's metrics are in the session's history, ``after_stage_epoch``
+    likewise for the epochs of stages before distillation. Only a ``final`` run looks at the test images; the trials of
+    a sweep do not.
     """
     writes = session.rank == 0
     started = time.monotonic()
     if writes:
         folder.write_history(session.history)
+        folder.write_pretraining(session.stage_records)
     with EventLog(folder.path, enabled=writes) as events:
 
         def report(metrics: Metrics, session: Session) -> None:
@@ -44,9 +49,19 @@ def run(
                 events.write(metrics)
             after_epoch(metrics, session)
 
-        fit(session, report, folder.write_progress if writes else lambda values: None)
+        def report_stage(record: Record, session: Session) -> None:
+            if writes:
+                folder.write_pretraining(session.stage_records)
+                events.write(record)
+            after_stage_epoch(record, session)
+
+        progress = folder.write_progress if writes else lambda values: None
+        run_stages(session, report_stage, progress)
+        fit(session, report, progress)
     if writes:
         save_weights(session.distiller.student, folder.path / weights)
+        for name, peer in session.distiller.peers.items():
+            save_weights(peer, folder.path / f"{name}.safetensors")
         folder.write_result(
             {
                 **result_of(session),
@@ -69,14 +84,19 @@ def result_of(session: Session) -> dict[str, Any]:
         "best_val_top1": max(values, default=None),
         "epochs": session.epoch,
         "images_per_s": session.history[-1]["images_per_s"] if session.history else None,
-        "teacher_forwards": session.teacher.forwards if session.teacher else 0,
+        "teacher_forwards": session.teacher_forwards,
+        "warnings": collapse_warnings(session.history),
     }
 
 
 def test_top1(session: Session) -> dict[str, Any]:
-    """Return ``top1`` on the test images; where they cannot be read, None and the reason, so that no run is lost."""
+    """Return ``top1`` on the test images, of peers ``peer1_top1`` and so on.
+
+    Where the images cannot be read, None and the reason, so that no run is lost.
+    """
     try:
         test = ResidentSet(load_test(session.experiment.data), session.device)
     except DataError as error:
         return {"top1": None, "test_error": str(error)}
-    return {"top1": measure_top1(session, test)}
+    of_peers = {f"{name}_top1": measure_top1(session, test, peer) for name, peer in session.distiller.peers.items()}
+    return {"top1": measure_top1(session, test, session.distiller.student), **of_peers}

@@ -104,11 +104,21 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
+    def write_pretraining(self, records: list[dict[str, Any]]) -> None:
+        """Write ``pretraining.jsonl`` with one record an epoch of the stages before distillation, if there are any."""
+        if records:
+            write_atomically(self.path / "pretraining.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+    def pretraining(self) -> list[dict[str, Any]]:
+        """Return what ``write_pretraining`` wrote, or nothing."""
+        path = self.path / "pretraining.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
     def note_start(self, marks: Mapping[str, float]) -> None:
         """Keep the times of the way here; with that of the first step they go into ``logs/startup.json``."""
         self._start = dict(marks)
 
-    def write_progress(self, values: Mapping[str, float]) -> None:
+    def write_progress(self, values: Mapping[str, Any]) -> None:
         """Leave word of where the epoch stands, for whoever shows it."""
         if self._start:
             marks = json.dumps({**self._start, "first_step": time.time()})
@@ -118,7 +128,7 @@ class RunFolder:
         temporary.write_text(json.dumps(dict(values)))
         temporary.replace(self.path / "logs" / "progress.json")
 
-    def progress(self) -> dict[str, float]:
+    def progress(self) -> dict[str, Any]:
         """Return the last word of ``write_progress``, or nothing."""
         return dict(self._json("logs/progress.json"))
 

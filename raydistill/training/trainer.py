@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Watch = Callable[[RunFolder], None]
 
 STUDENT_WEIGHTS = "student.safetensors"
+TEACHER_WEIGHTS = "model.safetensors"
 POLL_S = 0.25
 RAY_HEAD_START_S = 1.5
 """Importing torch holds the interpreter's lock, so Ray first gets the time to launch its processes."""
@@ -67,7 +68,7 @@ def train(
         try:
             watched(partial(_run_workers, experiment, run_folder, job), run_folder, watch)
         except InputError:  # what only the assembled parts could tell; nothing was trained, so nothing is left
-            if not run_folder.history():
+            if not run_folder.history() and not run_folder.pretraining():
                 shutil.rmtree(run_folder.path)
             raise
         skipped = len(arrays["train"]["skipped"])
@@ -80,32 +81,44 @@ def train(
 def train_teacher(
     experiment: Experiment, *, resume: bool = False, watch: Watch = lambda folder: None
 ) -> dict[str, Any]:
-    """Train the experiment's teacher by cross entropy, into the folder of ``teacher.weights`` where that is given."""
+    """Train the experiment's teachers by cross entropy, each into the folder of its ``weights`` where that is given.
+
+    Returns what stands in the first one's ``result.json``, with ``weights``; of the others under ``ensemble``.
+    """
     if experiment.teacher is None:
         raise ConfigError("teacher: required by this command, but not given")
-    given = Path(experiment.teacher.weights) if experiment.teacher.weights else None
-    folder = given.parent if given else experiment.folder.with_name(f"{experiment.name}-teacher")
-    weights = given.name if given else "model.safetensors"
-    alone = _teacher_alone(experiment, folder)
-    result = train(alone, resume=resume, watch=watch, folder=folder, weights=weights, kind="teacher")
-    return {**result, "weights": str(folder / weights)}
+    first, *others = [
+        _train_teacher(experiment, number, resume=resume, watch=watch) for number in range(len(experiment.teachers))
+    ]
+    return {**first, "ensemble": others} if others else first
 
 
-def _teacher_alone(experiment: Experiment, folder: Path) -> Experiment:
-    """Return the experiment whose student is the teacher, learning from labels into ``folder``."""
-    assert experiment.teacher is not None
+def _train_teacher(experiment: Experiment, number: int, *, resume: bool, watch: Watch) -> dict[str, Any]:
+    beside = experiment.folder.with_name(f"{experiment.name}-teacher{number or ''}") / TEACHER_WEIGHTS
+    path = Path(experiment.teachers[number].weights or beside)
+    alone = _teacher_alone(experiment, number, path.parent)
+    result = train(alone, resume=resume, watch=watch, folder=path.parent, weights=path.name, kind="teacher")
+    return {**result, "weights": str(path)}
+
+
+def _teacher_alone(experiment: Experiment, number: int, folder: Path) -> Experiment:
+    """Return the experiment whose student is a teacher, learning from labels into ``folder``; each has its own seed."""
+    teacher = experiment.teachers[number]
     if not folder.name:
-        raise ConfigError(f"teacher.weights = {experiment.teacher.weights}: name a folder too, as in runs/teacher/...")
-    train_config = experiment.teacher.train or experiment.train
+        raise ConfigError(f"teacher.weights = {teacher.weights}: name a folder too, as in runs/teacher/...")
     return parse_experiment(
         {
             **experiment.to_dict(),
+            "data": experiment.data.of_teacher.model_dump(mode="json"),
             "name": folder.name,
             "output": str(folder.parent),
+            "seed": experiment.seed + number,
             "teacher": None,
-            "student": {"model": experiment.teacher.model},
+            "ensemble": [],
+            "peers": [],
+            "student": {"model": teacher.model},
             "methods": {"ce": {}},
-            "train": train_config.model_dump(mode="json"),
+            "train": (teacher.train or experiment.train).model_dump(mode="json"),
             "tune": None,
         },
         origin="teacher.weights",
@@ -257,7 +270,7 @@ def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
         with checkpoint.as_directory() as path:
             load_checkpoint(session, Path(path))
     folder.note_start({**job["marks"], "worker_started": started, "assembled": time.time(), "pid": os.getpid()})
-    run(session, folder, after_epoch=_report, weights=job["weights"])
+    run(session, folder, after_epoch=_report, after_stage_epoch=_report, weights=job["weights"])
 
 
 def _wrap(experiment: Experiment, module: Any) -> Any:
@@ -270,8 +283,8 @@ def _wrap(experiment: Experiment, module: Any) -> Any:
     return ray.train.torch.prepare_model(module, move_to_device=False, parallel_strategy_kwargs=options)
 
 
-def _report(metrics: Mapping[str, float], session: Session) -> None:
-    """Tell Ray Train of an epoch, with a checkpoint where one is due."""
+def _report(metrics: Mapping[str, Any], session: Session) -> None:
+    """Tell Ray Train of an epoch, with a checkpoint where one is due: in stages before distillation always."""
     import ray.train
     from ray.train import Checkpoint
 

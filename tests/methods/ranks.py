@@ -21,7 +21,7 @@ BATCH, STEPS = 8, 3
 def freeze_statistics(module: nn.Module) -> None:
     """Give batch-norms fixed statistics: those of a batch are per rank on purpose."""
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d):
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             part.running_mean, part.running_var = (
                 torch.zeros(part.num_features),
                 torch.ones(part.num_features),

@@ -42,6 +42,9 @@ class TinyNetwork(nn.Module):
             found |= {f"preact/{number}": raw, f"features/{number}": raw.relu()}
         return {name: found[name] for name in outputs}
 
+    def tail(self, first: int, map_shape: tuple[int, ...]) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(map_shape), self.fc.out_features))
+
 
 class Only(dict[Any, Any]):
     """A dictionary that fails a test where a key is read that is not there."""

@@ -72,7 +72,7 @@ def test_public_code_over_three_calls(dtype: torch.dtype, rtol: float, atol: flo
         method.after_step(parts, nn.Identity(), loss.carry)
         close(parts["student_bank"].rows, expected["memory_v1_after"], rtol=rtol, atol=atol)
         close(parts["teacher_bank"].rows, expected["memory_v2_after"], rtol=rtol, atol=atol)
-        close(parts["normaliser"].value, expected["params_after"][2:4], rtol=rtol)
+        close(parts["log_normaliser"].value.exp(), expected["params_after"][2:4], rtol=rtol)
 
 
 def test_both_ways_to_score_agree_in_value_and_gradient() -> None:
@@ -103,6 +103,20 @@ def test_paper_variant_is_equation_19() -> None:
         critic = score / (score + 4 / 24)
         total = total - (critic[:, 0].log() + (1 - critic[:, 1:]).log().sum(1)).mean()
     close(method.loss(step, parts).total, total, rtol=1e-5)
+
+
+def test_the_class_is_the_pure_losses_on_logarithms() -> None:
+    setting, index = tiny_setting(), torch.tensor([3, 11])
+    method = CRD(negatives=4, dimension=8, temperature=0.2)
+    parts: Any = method.parts(setting).double()
+    student, teacher = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    step = single_step({0: {"embedding": student}}, {0: {"embedding": teacher}}, columns={"index": index})
+    chosen = torch.cat([index[:, None], parts["sampler"](index, 0)], dim=1)
+    loss = method.loss(step, parts)
+    for side, outputs, bank in (("student", student, "teacher_bank"), ("teacher", teacher, "student_bank")):
+        embedding = torch.nn.functional.normalize(parts[side](outputs))
+        scores = crd_scores(embedding, parts[bank].rows, chosen, temperature=0.2)
+        close(loss.terms[side], crd_nce_loss(scores / (scores.detach().mean() * 24), bank_size=24))
 
 
 def test_nce_of_uninformative_scores() -> None:

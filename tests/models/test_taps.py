@@ -112,6 +112,32 @@ def test_shapes_restore_the_mode_of_every_part() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2_half", "shufflenet_v1", "shufflenet_v2"])
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_second_end_is_the_upper_part_with_fresh_weights(name: str, above: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=5).train()
+    first = len([key for key in model.output_names() if key.startswith("features/")]) - 1 - above
+    shared = f"features/{first - 1}"
+    shape = model.shapes((3, 16, 16))[shared]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    tail = model.tail(first, shape)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    own = {f"network.{key}": value for key, value in model.state_dict().items()}
+    drawn = [key for key, value in tail.named_parameters() if value.dim() > 1]
+    assert drawn
+    assert not any(torch.equal(tail.get_parameter(key), own[key]) for key in drawn)
+    deviation = {key: float(tail.get_parameter(key).detach().std() / own[key].std()) for key in drawn}
+    assert all(0.5 < ratio < 2.0 for ratio in deviation.values()), deviation
+
+    found = model(torch.randn(4, 3, 16, 16), (shared, "logits"))
+    tail(found[shared]).sum().backward()
+    assert all(value.grad is not None for value in tail.parameters())
+    tail.load_state_dict({key: own[key] for key in tail.state_dict()})
+    assert torch.equal(tail.train()(found[shared]), found["logits"])
+
+
 def test_gradients_flow_through_every_tap() -> None:
     for name in names():
         if name.startswith(("resnet110", "vgg1", "resnet32x4", "resnet50")):

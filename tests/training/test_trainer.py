@@ -77,6 +77,26 @@ def test_two_workers_share_the_global_batch(tmp_path: Path) -> None:
     assert json.loads((Path(result["run"]) / "metrics.jsonl").read_text().splitlines()[-1])["train/loss"] < 3.0
 
 
+def test_two_workers_run_the_stages_before_distillation(tmp_path: Path, teacher_weights: Path) -> None:
+    staged = {"ab": {"pretrain_epochs": 2}, "ft": {"pretrain_epochs": 2, "pretrain_lr": 0.1, "weight": 10.0}}
+    teacher = teaching(teacher_weights) | {"source": "live"}
+    result = train(digits(tmp_path, teacher=teacher, methods={"ce": {}, **staged}, scale={"workers": 2}))
+    folder = RunFolder(Path(result["run"]))
+    records = folder.pretraining()
+    assert [(record["stage"], record["epoch"]) for record in records] == [("ab", 1), ("ab", 2), ("ft", 1), ("ft", 2)]
+    assert records[1]["train/loss"] < records[0]["train/loss"]
+    assert [record["epoch"] for record in folder.history()] == [1, 2]
+
+
+def test_networks_that_teach_each_other_share_the_global_batch_too(tmp_path: Path) -> None:
+    methods = {"ce": {}, "dml": {}, "crd": {"negatives": 32, "dimension": 16}}
+    result = train(digits(tmp_path, scale={"workers": 2}, peers=[{"model": "wrn_16_1"}], methods=methods))
+    last = RunFolder(Path(result["run"])).history()[-1]
+    assert all(last[f"train/{prefix}{name}"] > 0.0 for prefix in ("", "peer1/") for name in methods)
+    assert max(last["train/ce"], last["train/peer1/ce"]) < 3.0
+    load_weights(build_model("wrn_16_1", 10, in_channels=1), Path(result["run"]) / "peer1.safetensors")
+
+
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     train_config = {"epochs": 4, "batch_size": 48}
     whole = train(digits(tmp_path, name="whole", train=train_config))

@@ -76,7 +76,7 @@ def build_cache(experiment: Experiment, *, progress: Progress | None = None) -> 
 
 def _build_one(experiment: Experiment, progress: Progress) -> BuildReport:
     started = time.monotonic()
-    images = load_train(experiment.data)
+    images = load_train(experiment.data.of_teacher)
     content = requested(experiment, images, teacher_of(experiment, images))
     folder = Path(experiment.cache.root) / content.folder_name
     make_folders(folder, folder / SHARDS, folder / RECORDS)

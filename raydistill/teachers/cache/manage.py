@@ -113,7 +113,7 @@ def plan(experiment: Experiment) -> Plan:
     if experiment.ensemble:
         first, *others = [plan(experiment.for_teacher(number)) for number in range(len(experiment.teachers))]
         return replace(first, ensemble=tuple(others))
-    images = load_train(experiment.data)
+    images = load_train(experiment.data.of_teacher)
     network = teacher_of(experiment, images)
     content = requested(experiment, images, network)
     folder = Path(experiment.cache.root) / content.folder_name

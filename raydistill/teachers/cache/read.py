@@ -209,7 +209,7 @@ class TeacherCache:
 
 
 def find_cache(experiment: Experiment, images: ImageSet) -> TeacherCache:
-    """Open the finished cache that holds exactly what the experiment asks for.
+    """Open the finished cache that holds exactly what the experiment asks for; ``images`` are what the teacher sees.
 
     Raises:
         CacheError: if it was not built (naming the fields that set the nearest one apart), is damaged, or could

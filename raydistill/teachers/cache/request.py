@@ -31,7 +31,7 @@ _NOTHING = "nothing"
 
 
 def requested(experiment: Experiment, images: ImageSet, network: Tapped) -> Content:
-    """Return everything that decides the values of the experiment's cache.
+    """Return everything that decides the values of the experiment's cache; ``images`` are what the teacher sees.
 
     Raises:
         ConfigError: if the teacher lacks an output of ``cache.outputs``.

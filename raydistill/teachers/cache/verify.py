@@ -70,7 +70,7 @@ def verify(path: str | Path, full: bool = False) -> list[str]:
 
 
 def spot_check(cache: TeacherCache, teacher: Tapped, images: ImageSet, rows: int = 64, seed: int = 0) -> SpotCheck:
-    """Recompute random rows with the teacher, on its own device, and compare.
+    """Recompute random rows with the teacher, on its own device, and compare; ``images`` are what the teacher sees.
 
     Raises:
         CacheError: if the images hold none of the cache's rows, or a shard is damaged.

@@ -1,0 +1,15 @@
+"""Hyper-parameters that change during a run."""
+
+from __future__ import annotations
+
+import math
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from ``start`` to ``end``; ``progress`` is the finished share of all steps, 0 to 1."""
+    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))
+
+
+def warm_up(start: float, end: float, epoch: int, epochs: int) -> float:
+    """Line from ``start`` in epoch 0 to ``end`` in the last of ``epochs`` epochs; ``end`` from there on."""
+    return end if epoch >= epochs else start + (end - start) * epoch / max(1, epochs - 1)

@@ -1,0 +1,139 @@
+"""The stages that methods ask for before distillation: plain torch, no Ray.
+
+A stage sees the batches and views of ordinary epochs, drawn for its own needs, and has an optimiser of its own. How
+far a session is follows from ``stage_records``, which holds one record for each finished epoch of all its stages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydistill.methods.base import Stage
+from raydistill.methods.collectives import mean_over_ranks, world_size
+from raydistill.training.loop import Meter, Metrics, Progress, autocast
+from raydistill.training.optimisation import build_optimizer
+from raydistill.training.session import Session
+
+Record = dict[str, Any]
+ReportStage = Callable[[Record, Session], None]
+
+MOMENTUM = 0.9
+
+
+def run_stages(session: Session, report: ReportStage, progress: Progress = lambda values: None) -> None:
+    """Run what is left of the session's stages; ``report`` is called after each epoch with its record.
+
+    A record has ``stage``, ``epoch`` counted from 1, ``train/loss``, ``train/<term>`` and ``seconds``.
+
+    Raises:
+        RunError: where a loss is not finite.
+    """
+    before = 0
+    for label, stage in session.stages.items():
+        done = len(session.stage_records) - before
+        if done < stage.epochs:
+            _StageRun(session, label, stage, progress).run(done, report)
+        before += stage.epochs
+
+
+@dataclass(frozen=True)
+class _StageRun:
+    """One stage of a session."""
+
+    session: Session
+    label: str
+    stage: Stage
+    progress: Progress
+
+    def run(self, done: int, report: ReportStage) -> None:
+        """Run the epochs after the ``done`` ones."""
+        session, stage = self.session, self.stage
+        with _training_alone(session.distiller, stage.trains):
+            optimizer = self._build_optimizer()
+            for epoch in range(done, stage.epochs):
+                started = time.monotonic()
+                metrics = self._train_epoch(epoch, optimizer)
+                last = epoch + 1 == stage.epochs
+                if last and stage.finish is not None:
+                    stage.finish()
+                session.stage_optimizer = None if last or optimizer is None else optimizer.state_dict()
+                record = {"stage": self.label, "epoch": epoch + 1, **metrics, "seconds": time.monotonic() - started}
+                session.stage_records.append(record)
+                report(record, session)
+
+    def _build_optimizer(self) -> torch.optim.Optimizer | None:
+        """Return the stage's optimiser, in the state in which it stopped; None where there is nothing to train."""
+        parameters = list(dict.fromkeys(parameter for module in self.stage.trains for parameter in module.parameters()))
+        if not parameters:
+            return None
+        config = self.session.experiment.train.optimizer
+        values = {"name": "sgd", "momentum": MOMENTUM, "nesterov": False, "lr": self.stage.lr or config.lr}
+        optimizer = build_optimizer(config.model_copy(update=values), parameters)
+        if self.session.stage_optimizer is not None:
+            optimizer.load_state_dict(self.session.stage_optimizer)
+        return optimizer
+
+    def _train_epoch(self, epoch: int, optimizer: torch.optim.Optimizer | None) -> Metrics:
+        session, config, needs = self.session, self.session.experiment.train, self.stage.needs
+        meter = Meter(self._show, epoch, session.data.steps_per_epoch(config.batch_size), config.batch_size)
+        batches = session.data.batches(
+            epoch,
+            seed=session.experiment.seed,
+            batch_size=config.batch_size,
+            rank=session.rank,
+            world_size=session.world_size,
+        )
+        for positions in batches:
+            step = session.draw(positions, epoch, needs)
+            with autocast(session):
+                loss = self.stage.loss(replace(step, student=session.distiller.student_outputs(step, needs)))
+            if optimizer is not None:
+                _descend(loss.total, optimizer, config.clip)
+            meter.add({"loss": loss.total.detach(), **{name: value.detach() for name, value in loss.terms.items()}})
+        return meter.result(f"stage of methods.{self.label}, ", "its pretrain_lr or train.optimizer.lr")
+
+    def _show(self, values: Mapping[str, Any]) -> None:
+        self.progress({**values, "stage": self.label, "epochs": self.stage.epochs})
+
+
+@contextmanager
+def _training_alone(distiller: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let nothing but these modules train for a while; all parameters' flags come back and no gradient stays behind."""
+    kept = [(parameter, parameter.requires_grad) for parameter in distiller.parameters()]
+    distiller.eval().requires_grad_(False)
+    for module in modules:
+        module.train().requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, trains in kept:
+            parameter.requires_grad_(trains)
+            parameter.grad = None
+
+
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    _average_gradients(parameters)
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()
+
+
+def _average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients over the ranks in one exchange, as the wrapper of the distiller does in distillation."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world_size() == 1 or not gradients:
+        return
+    means = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+    pieces = torch.split(means, [gradient.numel() for gradient in gradients])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        gradient.copy_(piece.view(gradient.shape))

@@ -1,0 +1,26 @@
+"""docs/methods.md is what the registry says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raydistill.methods.describe import describe, lines
+from raydistill.methods.registry import METHODS
+from raydistill.reporting.methods_page import page
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+
+
+def test_the_page_is_up_to_date() -> None:
+    made = page()
+    assert PAGE.read_text(encoding="utf-8") == made
+    assert all(f"\n## {name}\n" in made for name in METHODS)
+
+
+def test_a_description_names_what_a_user_can_set() -> None:
+    about = describe("crd")
+    assert about.parameters["temperature"] == ("number > 0", "0.1")
+    assert about.parameters["exclude"] == ("instance, class", "class")
+    assert (about.teacher, about.cache) == ("embedding", "yes")
+    assert "index" in about.student
+    assert any("public code" in line for line in lines("crd"))

@@ -1,0 +1,89 @@
+"""Every registered method trains a real network through the real loop, alike from a live and from a cached teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raydistill.config import Experiment
+from raydistill.methods.registry import METHODS, method_class
+from raydistill.training.loop import fit
+from raydistill.training.material import prepare
+from raydistill.training.session import Session, assemble
+from tests.conftest import digits, teaching
+from tests.methods.cases import SMALL
+
+OUTPUTS = ["logits", "embedding", *(f"features/{stage}" for stage in range(4)), *(f"preact/{s}" for s in (1, 2, 3))]
+TAUGHT = [name for name in METHODS if method_class(name)(**SMALL.get(name, {})).needs().teacher]
+DRAWN = {name for name in TAUGHT if method_class(name)(**SMALL.get(name, {})).needs().draws}
+
+
+def experiment_of(name: str, folder: Path, teacher: dict[str, Any], **sections: Any) -> Experiment:
+    values: dict[str, Any] = {
+        "data": {"name": "digits", "subset": 120, "validation": 0.2, "augment": {"crop": 1}},
+        "teacher": teacher,
+        "methods": {name: SMALL.get(name, {})},
+        "train": {"epochs": 2, "batch_size": 16, "optimizer": {"lr": 0.001}},
+    }
+    return digits(folder, **(values | sections))
+
+
+def session_of(experiment: Experiment) -> Session:
+    return assemble(experiment, prepare(experiment), device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("batch_size", [16, 2])
+def test_trains(name: str, batch_size: int, tmp_path: Path, teacher_weights: Path) -> None:
+    train = {"epochs": 1, "batch_size": batch_size, "optimizer": {"lr": 0.001}}
+    data = {"name": "digits", "subset": 40, "validation": 0.2, "augment": {"crop": 1}}
+    teacher = teaching(teacher_weights) | {"source": "live"}
+    session = session_of(experiment_of(name, tmp_path, teacher, train=train, data=data))
+    before = [value.clone() for value in session.distiller.student.parameters()]
+    fit(session, lambda metrics, session: session.history.append(metrics))
+    assert f"train/{name}" in session.history[0]
+    after = session.distiller.student.parameters()
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_on_colour_images(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from raydistill.models.weights import save_weights
+    from raydistill.models.zoo import build_model
+
+    weights = tmp_path / "colour.safetensors"
+    save_weights(build_model("resnet14", 4), weights)
+    data = {"name": "synthetic", "synthetic_size": 40, "synthetic_classes": 4, "synthetic_image_size": 16}
+    teacher = {"model": "resnet14", "weights": str(weights), "source": "live"}
+    train = {"epochs": 1, "batch_size": 16, "optimizer": {"lr": 0.001}}
+    session = session_of(experiment_of(name, tmp_path, teacher, train=train, data=data))
+    fit(session, lambda metrics, session: session.history.append(metrics))
+    assert session.history[0]["train/loss"] == session.history[0]["train/loss"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, teacher_weights: Path, ray_session: None) -> dict[str, Any]:
+    """A cache of every output and four views."""
+    from raydistill.teachers.cache.build import build_cache
+
+    folder = tmp_path_factory.mktemp("cached")
+    section = {"root": str(folder), "outputs": OUTPUTS, "views": 4, "dtype": "float32"}
+    build_cache(experiment_of("kd", folder, teaching(teacher_weights), cache=section))
+    return section
+
+
+@pytest.mark.parametrize("name", sorted({*TAUGHT} - DRAWN))
+def test_cached_equals_live(name: str, tmp_path: Path, teacher_weights: Path, cache: dict[str, Any]) -> None:
+    cached = session_of(experiment_of(name, tmp_path, teaching(teacher_weights), cache=cache))
+    live_section = teaching(teacher_weights) | {"source": "live"}
+    live = session_of(experiment_of(name, tmp_path, live_section, cache=cache))
+    step = cached.draw(torch.arange(16), 0)
+    (network,) = live.teachers
+    outputs = network.outputs(torch.arange(16), {}, step.views)
+    taught = type(step)(views=step.views, student={}, teachers=(outputs,), columns=step.columns)
+    expected, found = live.distiller(taught).total, cached.distiller(step).total
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert cached.teacher_forwards == 0
