@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/raydistill demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -28,3 +28,4 @@ lint: setup
 
 bench: setup
 	$(BIN)/python experiments/benchmarks/startup.py
+	$(BIN)/python experiments/benchmarks/methods.py

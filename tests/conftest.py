@@ -15,6 +15,17 @@ from raydistill.config import Experiment, parse_experiment
 os.environ.pop("RAY_ADDRESS", None)
 
 
+WHOLE_COMMANDS = ("test_build.py", "test_cli.py", "test_demo.py", "test_sweep.py", "test_trainer.py")
+"""Files whose tests start commands, and so Rays, of their own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all that needs Ray in one of the test processes: one shared Ray, and not two sets of workers at a time."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()) or item.path.name in WHOLE_COMMANDS:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray with two CPUs, started at the first test that needs it."""

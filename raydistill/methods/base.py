@@ -198,6 +198,13 @@ class Method(BaseModel):
         """What the method wants to see."""
         raise NotImplementedError
 
+    def needs_every_logit(self) -> str | None:
+        """Say why the teacher's largest logits and one fill for the rest (``cache.top_k``) will not do; None if they do.
+
+        Asked only of methods that want the teacher's logits.
+        """
+        return "it takes every logit of the teacher"
+
     def check(self, setting: Setting) -> None:
         """Raise ``ConfigError`` where networks or data make the method impossible, before parts are built."""
 

@@ -39,12 +39,10 @@ def compress_loss(
         A scalar.
     """
     with no_autocast(student_embedding):
-        student, teacher = unit(student_embedding), unit(teacher_embedding)
-        wanted = attend(teacher, teacher_anchors, student_anchors, temperature=temperature)
-        found = attend(student, student_anchors, temperature=temperature)
+        student, teacher = unit(student_embedding) / temperature, unit(teacher_embedding) / temperature
+        found, wanted = attend([(student, student_anchors), (teacher, teacher_anchors)], student_anchors)
         # sum_j p_j log q_j, q the student's: its scores are linear in s, so the mean anchor is all that counts.
-        agreement = (student * wanted.mean_value).sum(dim=1) / temperature
-        likelihood = agreement - log_sum(student, found, temperature=temperature)
+        likelihood = (student * wanted.mean_value).sum(dim=1) - log_sum(student, found)
         return (wanted.mean_score - wanted.log_sum - likelihood).mean()
 
 

@@ -31,11 +31,10 @@ def info_nce_loss(
         A scalar.
     """
     with no_autocast(query):
-        query, positive = unit(query), unit(positive)
-        own = (query * positive).sum(dim=1) / temperature
+        query, positive = unit(query) / temperature, unit(positive)
+        own = (query * positive).sum(dim=1)
         if negatives.requires_grad:
-            others = (query @ unit(negatives).T / temperature).logsumexp(dim=1)
+            others = (query @ unit(negatives).T).logsumexp(dim=1)
         else:
-            found = attend(query, negatives, temperature=temperature, normalise=not unit_negatives)
-            others = log_sum(query, found, temperature=temperature)
+            others = log_sum(query, *attend([(query, negatives)], negatives, normalise=not unit_negatives))
         return (torch.logaddexp(own, others) - own).mean()

@@ -50,7 +50,8 @@ def crd_nce_loss(scores: Tensor, *, bank_size: int) -> Tensor:
         noise = (scores.shape[1] - 1) / bank_size
         positive, negatives = scores[:, 0], scores[:, 1:]
         kept = (positive / (positive + noise + _EPSILON)).log()
-        rejected = (noise / (negatives + noise + _EPSILON)).log().sum(dim=1)
+        # log(noise / (P + noise)), of which float32 would keep little for the many P that are far below the noise.
+        rejected = -((negatives + _EPSILON) / noise).log1p().sum(dim=1)
         return -(kept + rejected).mean()
 
 
@@ -102,12 +103,11 @@ def _known_or_first(known: Tensor, scores: list[Tensor], bank_size: int) -> Tens
 
 def _nce_of_logarithms(log_scores: Tensor, bank_size: int) -> Tensor:
     """``crd_nce_loss`` of e^log_scores [B, K + 1], which may be beyond any number: e^{1 / T} at T = 0.01 is."""
-    noise = (log_scores.shape[1] - 1) / bank_size
+    count = log_scores.shape[1] - 1
+    noise = count / bank_size
     log_odds = log_scores - math.log(noise + _EPSILON)
     kept = F.logsigmoid(log_odds[:, 0])
-    rejected = F.logsigmoid(-log_odds[:, 1:]).sum(dim=1) + (log_scores.shape[1] - 1) * math.log(
-        noise / (noise + _EPSILON)
-    )
+    rejected = F.logsigmoid(-log_odds[:, 1:]).sum(dim=1) - count * math.log1p(_EPSILON / noise)
     return -(kept + rejected).mean()
 
 

@@ -77,6 +77,10 @@ class DIST(Method):
         logits = {0: frozenset({"logits"})}
         return Needs(student=logits, teacher=logits)
 
+    def needs_every_logit(self) -> str | None:
+        """Correlations see the fill."""
+        return "it correlates each class's probabilities over the batch, also those of classes that are left out"
+
     def check(self, setting: Setting) -> None:
         """Both sides must have the same classes."""
         check_equal_classes(self.name, setting)

@@ -77,6 +77,10 @@ class DKD(Method):
         logits = {0: frozenset({"logits"})}
         return Needs(student=logits, teacher=logits, columns=frozenset({"label"}))
 
+    def needs_every_logit(self) -> str | None:
+        """The second term sees the fill."""
+        return "it compares the relations among all classes but the label, where those that are left out weigh most"
+
     def check(self, setting: Setting) -> None:
         """Both sides must have the same classes."""
         check_equal_classes(self.name, setting)

@@ -39,8 +39,8 @@ class GCKT(BankNCE, Method):
     unit ball. Its objective is CRD's (Eq. 18 there, with the constant Z of CRD's ``variant: code``), and so are banks,
     draws and their defaults.
 
-    No code of the authors is public; the critic's projection into the ball, which takes the place of CRD's
-    L2-normalisation, under which spectral normalisation would have no effect, and Z are choices made here.
+    No code of the authors is public. Choices made here: Z, the ``weight``, which is CRD's, and the projection into
+    the ball in place of CRD's L2-normalisation, under which spectral normalisation would have no effect.
     """
 
     name: ClassVar[str] = "gckt"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import F, Tensor, torch
 from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperature, Weight
-from raydistill.methods.logits import check_equal_classes, logits_of_student, logits_of_teachers
+from raydistill.methods.logits import STANDARDISED, check_equal_classes, logits_of_student, logits_of_teachers
 from raydistill.methods.precision import at_least_float32, no_autocast
 
 
@@ -72,6 +72,10 @@ class KD(Method):
         """Logits on both sides."""
         logits = {0: frozenset({"logits"})}
         return Needs(student=logits, teacher=logits)
+
+    def needs_every_logit(self) -> str | None:
+        """Only the small probabilities change, unless logits are standardised."""
+        return STANDARDISED if self.standardise else None
 
     def check(self, setting: Setting) -> None:
         """Both sides must have the same classes."""

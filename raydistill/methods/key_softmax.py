@@ -7,18 +7,21 @@ the loss and its gradient need of the rest are sums, which a block can rescale w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydistill.lazy import F, Tensor, torch
 from raydistill.methods.precision import no_autocast
 
-_BLOCK = 1 << 20
-"""Scores in a block: enough to keep the processor busy, few enough to stay near it."""
+_BLOCK = 1 << 19
+"""Scores in a block that stays in the processor's cache; experiments/benchmarks/methods.py."""
+_BLOCK_ON_ACCELERATOR = 1 << 24
+"""Scores in a block that outweighs the launch of its operations."""
 
 
 @dataclass(frozen=True)
 class Attended:
-    """What B queries find among Q keys: p_j = softmax_j(z_j) with scores z_j = q . k_j / T. No gradient flows."""
+    """What B queries find among Q keys: p_j = softmax_j(z_j) for scores z_j = q . k_j / T. No gradient flows."""
 
     log_sum: Tensor
     """log sum_j e^{z_j}, [B]."""
@@ -39,45 +42,58 @@ class Attended:
         )
 
 
-def attend(
-    queries: Tensor, keys: Tensor, values: Tensor | None = None, *, temperature: float, normalise: bool = False
-) -> Attended:
+def attend(sides: Sequence[tuple[Tensor, Tensor]], values: Tensor, *, normalise: bool = False) -> list[Attended]:
     """Compare every query with every key; nothing of size B x Q and no copy of the keys is made.
 
     Args:
-        queries: q, [B, D], float32 at least.
-        keys: k, [Q, D], as they are unless ``normalise``.
-        values: v, [Q, D_v]; the keys where None.
-        temperature: T.
-        normalise: divide every key by its length.
+        sides: queries q / T [B, D], float32 at least, and their keys k [Q, D], as they are. Sides share the values,
+            and where they also share the keys, the products with them.
+        values: v, [Q, D_v].
+        normalise: divide every key and value by its length.
+
+    Returns:
+        What each side found.
     """
-    with torch.no_grad(), no_autocast(queries):
-        scaled = queries.detach() / temperature
-        width = (keys if values is None else values).shape[1]
-        highest = scaled.new_full((len(scaled),), -torch.inf)
-        total, weighted, mean = (scaled.new_zeros(len(scaled), columns) for columns in (1, 1, width))
-        rows = max(1, _BLOCK // max(1, len(scaled)))
-        for start in range(0, len(keys), rows):
-            block = keys[start : start + rows].to(scaled)
-            block = F.normalize(block, dim=1) if normalise else block
-            scores = scaled @ block.T
-            higher = torch.maximum(highest, scores.amax(dim=1))
-            fading = (highest - higher).exp()[:, None]
-            weights = (scores - higher[:, None]).exp_()
-            total = total * fading + weights.sum(dim=1, keepdim=True)
-            weighted = weighted * fading + scores.mul_(weights).sum(dim=1, keepdim=True)
-            worth = block if values is None else values[start : start + rows].to(scaled)
-            mean = torch.addmm(mean * fading, weights, worth)
+    with torch.no_grad(), no_autocast(values):
+        products = _shared_products(sides)
+        count = sum(len(queries) for queries, _ in products)
+        like = products[0][0]
+        highest = like.new_full((count, 1), -torch.inf)
+        total, weighted, mean = (like.new_zeros(count, width) for width in (1, 1, values.shape[1]))
+        block = max(1, (_BLOCK if like.is_cpu else _BLOCK_ON_ACCELERATOR) // count)
+        for start in range(0, len(values), block):
+            rows = slice(start, start + block)
+            found = [queries @ _read(keys, rows, like, normalise).T for queries, keys in products]
+            scores = torch.cat(found) if len(found) > 1 else found[0]
+            higher = torch.maximum(highest, scores.amax(dim=1, keepdim=True))
+            fading = (highest - higher).exp()
+            weights = (scores - higher).exp_()
+            total.mul_(fading).add_(weights.sum(dim=1, keepdim=True))
+            mean.mul_(fading).addmm_(weights, _read(values, rows, like, normalise))
+            weighted.mul_(fading).add_(scores.mul_(weights).sum(dim=1, keepdim=True))
             highest = higher
-        return Attended(
-            log_sum=total[:, 0].log() + highest, mean_score=(weighted / total)[:, 0], mean_value=mean / total
-        )
+        parts = (total[:, 0].log() + highest[:, 0], (weighted / total)[:, 0], mean / total)
+        sizes = [len(queries) for queries, _ in sides]
+        return [Attended(*side) for side in zip(*(torch.split(part, sizes) for part in parts), strict=True)]
 
 
-def log_sum(queries: Tensor, attended: Attended, *, temperature: float) -> Tensor:
-    """``attended.log_sum`` [B] with its gradient for ``queries`` [B, D], which is mean_value / T.
+def _shared_products(sides: Sequence[tuple[Tensor, Tensor]]) -> Sequence[tuple[Tensor, Tensor]]:
+    """Put queries with the same keys together, so that the keys are read once."""
+    keys = sides[0][1]
+    if any(others is not keys for _, others in sides):
+        return [(queries.detach(), others) for queries, others in sides]
+    return [(torch.cat([queries.detach() for queries, _ in sides]), keys)]
+
+
+def _read(keys: Tensor, rows: slice, like: Tensor, normalise: bool) -> Tensor:
+    block = keys[rows].to(like)
+    return F.normalize(block, dim=1) if normalise else block
+
+
+def log_sum(queries: Tensor, attended: Attended) -> Tensor:
+    """``attended.log_sum`` [B] with its gradient for ``queries`` q / T [B, D], which is ``mean_value``.
 
     ``attended`` must come from these queries, with the keys as values.
     """
     step = queries - queries.detach()  # zero, but it has a gradient
-    return attended.log_sum + (step * attended.mean_value).sum(dim=1) / temperature
+    return attended.log_sum + (step * attended.mean_value).sum(dim=1)

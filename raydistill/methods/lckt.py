@@ -67,7 +67,7 @@ class LCKT(Method):
 
     Entropic optimal transport over the global batch; a linear head gives the student the teacher's width, the
     teacher's embedding stays as it is, since two trained heads could agree on a point. No code of the authors is
-    public; ``epsilon``, ``iterations`` and the head are choices made here.
+    public; ``weight``, ``epsilon``, ``iterations`` and the head are choices made here.
     """
 
     name: ClassVar[str] = "lckt"

@@ -7,6 +7,9 @@ from raydistill.lazy import Tensor
 from raydistill.methods.base import Setting, Step
 from raydistill.methods.precision import at_least_float32, no_autocast
 
+STANDARDISED = "standardised logits take mean and deviation of all logits"
+"""Why the largest logits alone will not do."""
+
 
 def standardise_logits(logits: Tensor) -> Tensor:
     """Give every row of [B, C] mean 0 and standard deviation 1 (Sun et al. 2024, arXiv 2403.01427)."""

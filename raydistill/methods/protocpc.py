@@ -132,6 +132,12 @@ class ProtoCPC(SelfDistillation, Method):
         """What the mode compares: logits, embeddings, or embeddings of several crops."""
         return MODES[self.mode].needs(self)
 
+    def needs_every_logit(self) -> str | None:
+        """A softmax changes in its small probabilities only."""
+        if self.assignment == "softmax":
+            return None
+        return "Sinkhorn-Knopp balances all classes over the batch, also those that are left out of an image's row"
+
     def check(self, setting: Setting) -> None:
         """Both sides must be comparable, and pretrained prototypes readable."""
         MODES[self.mode].check(self, setting)

@@ -42,14 +42,13 @@ def seed_loss(
         A scalar.
     """
     with no_autocast(student_embedding):
-        student, teacher = unit(student_embedding), unit(teacher_embedding.detach())
-        wanted = attend(teacher, queue, temperature=teacher_temperature)
-        found = attend(student, queue, temperature=student_temperature)
+        key = unit(teacher_embedding.detach())
+        student, teacher = unit(student_embedding) / student_temperature, key / teacher_temperature
+        found, wanted = attend([(student, queue), (teacher, queue)], queue)
         if own_key:
-            wanted = wanted.including((teacher * teacher).sum(dim=1) / teacher_temperature, teacher)
-            found = found.including((student * teacher).sum(dim=1) / student_temperature, teacher)
-        agreement = (student * wanted.mean_value).sum(dim=1) / student_temperature
-        return (log_sum(student, found, temperature=student_temperature) - agreement).mean()
+            found = found.including((student * key).sum(dim=1), key)
+            wanted = wanted.including((teacher * key).sum(dim=1), key)
+        return (log_sum(student, found) - (student * wanted.mean_value).sum(dim=1)).mean()
 
 
 class SEED(Method):

@@ -15,8 +15,8 @@ from raydistill.methods.lckt import LCKT, Epsilon, Iterations
 class WCoRD(BankContrast, Method):
     """Wasserstein contrastive representation distillation: the weighted sum of the methods gckt and lckt.
 
-    Each has heads of its own. ``global_weight`` and ``local_weight`` are the weights that the two have alone; see
-    there for what is the paper's and what was chosen here.
+    Each has heads of its own. ``global_weight`` and ``local_weight`` are the weights that the two have alone; what
+    was chosen here, as no code of the authors is public, is said there.
     """
 
     name: ClassVar[str] = "wcord"

@@ -51,19 +51,24 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sums_and_gradient_are_those_of_one_softmax(temperature: float, scale: float) -> None:
     queries = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     keys, values = scale * torch.randn(1300, 5, dtype=torch.float64), torch.randn(1300, 3, dtype=torch.float64)
-    found = attend(queries, keys, values, temperature=temperature)
-    scores = queries @ keys.T / temperature
+    scaled, other = queries / temperature, torch.randn(3, 5, dtype=torch.float64)
+    scores = scaled @ keys.T
     chances = scores.softmax(dim=1)
-    close(found.log_sum, scores.logsumexp(1))
-    close(found.mean_score, (chances * scores).sum(1))
-    close(found.mean_value, chances @ values, atol=1e-9)
+    for found in (attend([(scaled, keys)], values)[0], attend([(other, -keys), (scaled, keys)], values)[1]):
+        close(found.log_sum, scores.logsumexp(1))
+        close(found.mean_score, (chances * scores).sum(1))
+        close(found.mean_value, chances @ values, atol=1e-9)
     more = found.including(scores[:, 0], values[0].expand(8, -1))
     again = torch.cat([scores, scores[:, :1]], dim=1)
     close(more.log_sum, again.logsumexp(1))
     close(more.mean_value, again.softmax(1) @ torch.cat([values, values[:1]]), atol=1e-9)
-    total = log_sum(queries, attend(queries, keys, temperature=temperature), temperature=temperature)
+    both = attend([(other, keys), (scaled, keys)], keys)
+    close(both[0].log_sum, (other @ keys.T).logsumexp(1))
+    total = log_sum(scaled, both[1])
     close(total, scores.logsumexp(1))
-    got, want = (torch.autograd.grad(value.sum(), queries)[0] for value in (total, scores.logsumexp(1)))
+    got, want = (
+        torch.autograd.grad(value.sum(), queries, retain_graph=True)[0] for value in (total, scores.logsumexp(1))
+    )
     close(got, want, atol=1e-9 * scale / temperature)
 
 
