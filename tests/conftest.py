@@ -20,10 +20,17 @@ WHOLE_COMMANDS = ("test_build.py", "test_cli.py", "test_demo.py", "test_sweep.py
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all that needs Ray in one of the test processes: one shared Ray, and not two sets of workers at a time."""
-    for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()) or item.path.name in WHOLE_COMMANDS:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    """Keep all that needs Ray in one of the test processes: one shared Ray, and not two sets of workers at a time.
+
+    They come first, since together they take the longest.
+    """
+    for item in filter(_needs_ray, items):
+        item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: not _needs_ray(item))
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    return "ray_session" in getattr(item, "fixturenames", ()) or item.path.name in WHOLE_COMMANDS
 
 
 @pytest.fixture(scope="session")
