@@ -14,10 +14,10 @@ def methods() -> dict[str, str]:
 
 
 def models() -> dict[str, str]:
-    """Networks of the built-in zoo; others are ``torchvision/<name>`` and ``timm/<name>``."""
-    from raydistill.models.zoo import names
+    """Networks by name; others are ``torchvision/<name>``, ``timm/<name>`` and ``package.module:function``."""
+    from raydistill.models.zoo import imagenet_names, names
 
-    return dict.fromkeys(names(), "")
+    return dict.fromkeys(names(), "") | dict.fromkeys(imagenet_names(), "for ImageNet, 224 x 224 pixels")
 
 
 def datasets() -> dict[str, str]:

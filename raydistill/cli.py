@@ -116,6 +116,10 @@ def evaluate(
 
     cards = {}
     for run in runs:
+        if (run / "manifest.json").is_file():
+            raise ConfigError(
+                f"{run}: a teacher cache, not a run; rank teachers by `raydistill cache rank CONFIG {run}`"
+            )
         cards[str(run)] = evaluate_run(run, protocol or ())
         write_atomically(run / "card.json", json.dumps(cards[str(run)], indent=2) + "\n")
         _print_card(str(run), cards[str(run)])
@@ -243,13 +247,49 @@ def cache_verify(
 @cache_app.command(name="export")
 def cache_export(
     path: Annotated[Path, typer.Argument()],
-    out: Annotated[Path, typer.Argument(help="A .parquet (plain lists) or .npz file.")],
+    out: Annotated[Path, typer.Argument(help="A .parquet (plain lists), .npz or .pt (torch) file.")],
     as_json: Json = False,
 ) -> None:
     """Write a cache as plain numbers for other tools."""
     from raydistill.teachers.cache.manage import export
 
     _finish({"path": str(export(path, out))}, as_json)
+
+
+@cache_app.command(name="rank")
+def cache_rank(
+    config: Config,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Caches of the experiment's images.")],
+    output: Annotated[str, typer.Option(help="Which of the teachers' outputs.")] = "embedding",
+    as_json: Json = False,
+) -> None:
+    """Rank teachers by their caches, before any student is trained; the experiment gives labels and split."""
+    from dataclasses import asdict
+
+    experiment = _load(config, None)
+    from raydistill.chooser import rank
+
+    found = rank(experiment, paths, output=output)
+    print(f"{'score':>7}{'knn':>8}{'linear':>8}{'clusters':>10}  held-out images: {found.held_out}")
+    for one in found.candidates:
+        print(f"{one.score:7.2f}{one.knn:8.2f}{one.linear:8.2f}{one.clusters:10.2f}  {one.path}")
+    _finish(asdict(found), as_json, quiet=True)
+
+
+@cache_app.command(name="diff")
+def cache_diff(
+    a: Annotated[Path, typer.Argument(metavar="A")],
+    b: Annotated[Path, typer.Argument(metavar="B")],
+    output: Annotated[str, typer.Option(help="Which of the teachers' outputs.")] = "embedding",
+    k: Annotated[int, typer.Option("-k", help="Neighbours of each image.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Say how alike two teachers see the same images: common nearest neighbours and linear CKA, from 0 to 1."""
+    from dataclasses import asdict
+
+    from raydistill.chooser import difference
+
+    _finish(asdict(difference(a, b, output=output, k=k)), as_json)
 
 
 @cache_app.command(name="rm")

@@ -27,7 +27,7 @@ from raydistill.data.config import DataConfig
 from raydistill.errors import ConfigError
 from raydistill.methods.base import Method, Needs, needs_of_stages_too, union_of_needs
 from raydistill.methods.registry import method_class
-from raydistill.models.zoo import check_name
+from raydistill.models.zoo import FUNCTION, check_name, split_tap
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -81,10 +81,16 @@ class TrainConfig(Section):
 
 
 class NetworkConfig(Section):
-    """A network by name, with weights of one's own where ``weights`` is a path."""
+    """A network by name, with weights of one's own where ``weights`` is a path.
+
+    ``taps`` maps ``embedding`` or ``features/<i>`` to the path
+    of the module whose output it shall be, such as ``{embedding: blocks.11, features/3: layer4}``; of tokens the
+    embedding takes the class token, or what ``@cls`` or ``@mean`` behind the path says.
+    """
 
     model: ModelName
     weights: str | None = None
+    taps: dict[str, str] = {}
 
     @field_validator("model")
     @classmethod
@@ -95,31 +101,65 @@ class NetworkConfig(Section):
             raise ValueError(str(error)) from None
         return value
 
+    @field_validator("taps")
+    @classmethod
+    def _tappable(cls, value: dict[str, str]) -> dict[str, str]:
+        try:
+            for name, path in value.items():
+                split_tap(name, path)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether the network is not fresh: weights are named, or the user's own function may load them."""
+        return self.weights is not None or FUNCTION in self.model
+
 
 class TeacherConfig(NetworkConfig):
     """The large network. ``source`` says whether its outputs come from the cache or from a live forward pass.
 
+    ``layout`` says how a public checkpoint names its tensors; its head then takes the classifier's place.
     ``train`` is used by ``raydistill teacher`` alone and defaults to the experiment's own ``train``.
     """
+
+    layout: Literal["torchvision", "simclr", "moco_v2", "swav", "dino", "crd"] | None = None
 
     source: Literal["cache", "live"] = "cache"
     batch_size: Count = 128
     train: TrainConfig | None = None
+
+    @model_validator(mode="after")
+    def _layout_of_a_file(self) -> TeacherConfig:
+        if self.layout is not None and self.weights is None:
+            raise ValueError("layout: tells how the file of 'weights' is laid out, but that is not given")
+        return self
 
 
 class CacheConfig(Section):
     """What is kept of the teacher: ``views`` replayable augmentations beside the evaluation view, and which outputs.
 
     ``seed`` decides the pixels of those views; it is not the experiment's seed, so that all seeds share one cache.
+    ``int8`` keeps a scale for each row: no number is off by more than 1/254 of the row's largest. ``top_k`` keeps the
+    largest logits alone, for methods that can live with it; ``raydistill cache plan`` says which cannot.
     """
 
     root: str = "cache"
     outputs: Annotated[tuple[str, ...], Field(min_length=1)] = ("logits", "embedding")
     views: Annotated[int, Field(ge=0, le=1000)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32", "int8"] = "float16"
+    compression: Literal["none", "zstd"] = "none"
+    top_k: Count | None = None
     shard_rows: Count = 8192
     actors: Count | None = None
+
+    @model_validator(mode="after")
+    def _top_k_of_logits(self) -> CacheConfig:
+        if self.top_k is not None and "logits" not in self.outputs:
+            raise ValueError("top_k shortens the logits, which 'outputs' does not include; add them or leave it out")
+        return self
 
 
 class ScaleConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -26,13 +26,64 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "num_classes": ("image_folder", "parquet"),
 }
 
+# Operations that the first caches did not know.
+_LATER = ("randaugment", "color_jitter", "grayscale", "blur", "solarize")
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class ColorJitterConfig(_Section):
+    """Random brightness, contrast, saturation and hue, in an order drawn for each view.
+
+    A factor is drawn from [max(0, 1 - strength), 1 + strength], the turn of the hue from [-strength, strength] of a
+    whole circle. Saturation and hue need colour images.
+    """
+
+    brightness: float = Field(default=0.0, ge=0.0, description="strength of the blend with black")
+    contrast: float = Field(default=0.0, ge=0.0, description="strength of the blend with the mean grey")
+    saturation: float = Field(default=0.0, ge=0.0, description="strength of the blend with the grey image")
+    hue: float = Field(default=0.0, ge=0.0, le=0.5, description="largest turn, as a share of the circle of hues")
+    probability: _Share = Field(default=1.0, description="that a view is jittered at all")
+
+    @model_validator(mode="after")
+    def _check_strengths(self) -> ColorJitterConfig:
+        if not (self.brightness or self.contrast or self.saturation or self.hue):
+            raise ValueError("set at least one of brightness, contrast, saturation and hue above 0, or leave it out")
+        return self
+
+
+class BlurConfig(_Section):
+    """Random Gaussian blur; borders are mirrored."""
+
+    probability: _Share = Field(default=0.5, description="that a view is blurred")
+    sigma: tuple[float, float] = Field(default=(0.1, 2.0), description="smallest and largest deviation in pixels")
+
+    @field_validator("sigma")
+    @classmethod
+    def _check_sigma(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 < value[0] <= value[1] <= 100.0:
+            raise ValueError(f"sigma takes two deviations in pixels with 0 < low <= high <= 100, not {list(value)}")
+        return value
+
+
+class RandAugmentConfig(_Section):
+    """RandAugment (Cubuk et al. 2020, arXiv:1909.13719): ``operations`` of one strength, drawn with replacement.
+
+    Of 15: identity, auto_contrast, equalize, invert, posterize, solarize, brightness, color, contrast, sharpness,
+    rotate, shear_x, shear_y, translate_x, translate_y. Those with a direction take it at random.
+    """
+
+    operations: int = Field(default=2, ge=1, le=16, description="how many operations a view goes through")
+    magnitude: int = Field(default=9, ge=0, le=30, description="strength of all of them")
+
+
 class AugmentConfig(_Section):
-    """Random changes of training images; view 0 of an image never has any."""
+    """Random changes of training images; view 0 of an image never has any.
+
+    In this order: crop and flip, RandAugment, colour jitter, grayscale, blur, solarize, cutout.
+    """
 
     crop: int = Field(
         default=0, ge=0, description="pixels of black padding before a random crop back to the image's size"
@@ -43,11 +94,42 @@ class AugmentConfig(_Section):
         description="smallest and largest share of the area of a random crop scaled to the image's size",
     )
     cutout: int = Field(default=0, ge=0, description="side in pixels of a square set to the mean colour")
+    randaugment: RandAugmentConfig | None = Field(default=None, description="random operations of one strength")
+    color_jitter: ColorJitterConfig | None = Field(default=None, description="random colours")
+    grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="probability that a colour image turns grey")
+    blur: BlurConfig | None = Field(default=None, description="random Gaussian blur")
+    solarize: float = Field(default=0.0, ge=0.0, le=1.0, description="probability that levels from 128 up are inverted")
 
     @property
     def changes(self) -> bool:
         """Whether any operation is switched on."""
-        return bool(self.crop or self.flip or self.resized_crop or self.cutout)
+        return bool(self.crop or self.flip or self.resized_crop or self.cutout or self.changes_colours)
+
+    @property
+    def changes_colours(self) -> bool:
+        """Whether any operation beside crop, flip and cutout is switched on."""
+        return bool(self.randaugment or self.color_jitter or self.grayscale or self.blur or self.solarize)
+
+    @property
+    def operations(self) -> dict[str, Any]:
+        """Plain values that decide the pixels, as a cache's manifest records them.
+
+        Fields that came later appear only where they are switched on, so caches built before still have the same key.
+        """
+        fields = type(self).model_fields
+        off = {name for name in _LATER if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=off)
+
+    @property
+    def needs_colour(self) -> tuple[str, ...]:
+        """The switched on fields that only images of three channels can go through."""
+        jitter = self.color_jitter
+        found = {
+            "color_jitter.saturation": jitter and jitter.saturation,
+            "color_jitter.hue": jitter and jitter.hue,
+            "grayscale": self.grayscale,
+        }
+        return tuple(name for name, value in found.items() if value)
 
     @field_validator("resized_crop")
     @classmethod
@@ -159,7 +241,13 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _check_fields(self) -> DataConfig:
-        wrong = [*self._missing(), *self._misplaced(), *self._wrong_modalities(), *self._wrong_normalisation()]
+        wrong = [
+            *self._missing(),
+            *self._misplaced(),
+            *self._wrong_modalities(),
+            *self._wrong_normalisation(),
+            *self._colourless(),
+        ]
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -189,6 +277,17 @@ class DataConfig(_Section):
         if "grey" in (sides.student, sides.teacher) and self.name != "image_folder":
             wrong.append(f"modalities: 'grey' is for folders of grey images; of '{self.name}' take luminance")
         return wrong
+
+    def _colourless(self) -> list[str]:
+        """Return what asks for colours that the images of a side do not have."""
+        sides = self.modalities
+        if sides is not None:
+            found = [f"modality '{name}'" for name in (sides.student, sides.teacher) if MODALITIES[name].channels != 3]
+        else:
+            grey = self.known.grey or (self.name == "synthetic" and self.synthetic_channels == 1)
+            found = [f"data set '{self.name}'"] if grey else []
+        fields = self.augment.needs_colour if found else ()
+        return [f"augment.{field}: needs colours, which images of the {found[0]} lack; set it to 0" for field in fields]
 
     def _wrong_normalisation(self) -> list[str]:
         wrong = _wrong_moments("", self.mean, self.std)

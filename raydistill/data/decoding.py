@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from raydistill.data.image_set import Skipped
 from raydistill.errors import DataError
 from raydistill.lazy import Tensor, torch
 
@@ -47,15 +48,17 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels, uint8 [M, 3, H, W], the positions they had, int64 [M], and a line for each image skipped."""
+    """Pixels, uint8 [M, 3, H, W], the positions they had, int64 [M], and the images skipped."""
 
     images: Tensor
     positions: Tensor
-    skipped: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
 
 
-def decode_all(encoded: Sequence[Encoded], config: DataConfig) -> Decoded:
-    """Decode images to RGB in their order, scaled and cut to ``config.image_size`` where that is set.
+def decode_all(encoded: Sequence[Encoded], ids: Tensor, config: DataConfig) -> Decoded:
+    """Decode images, whose ids are int64 [N], to RGB in their order.
+
+    They are scaled and cut to ``config.image_size`` where that is set.
 
     Raises:
         DataError: an image is damaged (or too many are, with ``on_error: skip``), or sizes differ without an
@@ -63,11 +66,11 @@ def decode_all(encoded: Sequence[Encoded], config: DataConfig) -> Decoded:
     """
     kept: list[_Pixels] = []
     positions: list[int] = []
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     allowed = config.max_errors * len(encoded)
     for position, result in enumerate(_attempts(encoded, config.image_size)):
         if isinstance(result, str):
-            skipped.append(f"{encoded[position].name}: {result}")
+            skipped.append(Skipped(int(ids[position]), encoded[position].name, result))
             _check_damage(skipped, allowed, len(encoded), config)
         else:
             kept.append(result)
@@ -126,7 +129,7 @@ def _scale(image: Image.Image, size: int) -> Image.Image:
     return scaled.crop((left, top, left + size, top + size))
 
 
-def _check_damage(skipped: list[str], allowed: float, total: int, config: DataConfig) -> None:
+def _check_damage(skipped: list[Skipped], allowed: float, total: int, config: DataConfig) -> None:
     if config.on_error == "stop":
         raise DataError(f"{skipped[-1]} (set data.on_error to skip to go on without damaged images)")
     if len(skipped) > allowed:

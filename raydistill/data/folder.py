@@ -61,7 +61,7 @@ def _load(config: DataConfig, split: Split, root: Path, files: Sequence[_Labelle
     if split == "train":
         chosen = choose_subset(ids, config)
         ids, files = ids[chosen], [files[position] for position in chosen.tolist()]
-    decoded = decode_all([Encoded(str(path), path) for path, _ in files], config)
+    decoded = decode_all([Encoded(str(path), path) for path, _ in files], ids, config)
     labels = None
     if num_classes:
         labels = torch.tensor([files[position][1] for position in decoded.positions.tolist()], dtype=torch.int64)

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be decoded, with its id and the reason."""
+
+    id: int
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        """``path: reason``."""
+        return f"{self.path}: {self.reason}"
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images with their labels and ids, in a fixed order.
@@ -27,7 +40,7 @@ class ImageSet:
         num_classes: number of classes; without labels what ``data.num_classes`` says, or 0.
         mean: of each channel, for pixels in [0, 1].
         std: of each channel, for pixels in [0, 1].
-        skipped: one ``path: reason`` for each image that could not be decoded.
+        skipped: the images that could not be decoded.
     """
 
     images: Tensor
@@ -36,7 +49,7 @@ class ImageSet:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -76,7 +89,7 @@ def assemble(
     *,
     num_classes: int,
     ids: Tensor | None = None,
-    skipped: tuple[str, ...] = (),
+    skipped: tuple[Skipped, ...] = (),
 ) -> ImageSet:
     """Build a set from what a reader read; ids are positions unless given, mean and std come with the name.
 

@@ -30,7 +30,7 @@ def read(config: DataConfig, split: Split) -> ImageSet:
     table = _read_files(files, [*columns, *([config.id_column] if config.id_column else [])])
     ids = _ids(table, config)
     chosen = choose_subset(ids, config) if split == "train" else torch.arange(len(ids))
-    decoded = decode_all(_encoded(table, config, files, chosen.tolist()), config)
+    decoded = decode_all(_encoded(table, config, files, chosen.tolist()), ids[chosen], config)
     rows = chosen[decoded.positions]
     labels, num_classes = None, 0
     if label_column:

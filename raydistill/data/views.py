@@ -13,12 +13,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from raydistill.counter_rng import hash_bits, integers, name_key, unit_interval
+from raydistill.data import colour, filters, randaugment, tones
+from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
     from raydistill.data.config import AugmentConfig
 
 _ATTEMPTS = 10
+_RECOLOURING = (randaugment, colour, filters, tones)
 _LOG_RATIO = math.log(4 / 3)  # of width to height, both ways
 
 
@@ -47,9 +50,17 @@ def render(
 
     Returns:
         Float32 [B, C, H, W]. A row depends on its own pixels, id and view alone.
+
+    Raises:
+        ConfigError: an operation needs colours, and the images don't have three channels.
     """
     if not augment.changes:
         return normalise(images, mean, std)
+    if augment.needs_colour and images.shape[1] != 3:
+        raise ConfigError(
+            f"data.augment.{augment.needs_colour[0]}: needs images of three channels, these have {images.shape[1]}; "
+            "set it to 0"
+        )
     whole = int(images.shape[2]), int(images.shape[3])
     drawn = parameters(ids, views, augment=augment, seed=seed, size=whole)
     if augment.resized_crop is not None:
@@ -58,9 +69,11 @@ def render(
         pixels = _shift(images, drawn["box"], drawn["flip"], augment.crop)
     else:
         pixels = images
+    if augment.changes_colours:
+        pixels = _recolour(pixels.to(torch.float32), drawn, augment)
     result = normalise(pixels, mean, std)
     if augment.cutout:
-        result = result.masked_fill_(_hole(drawn["cutout"], views, augment.cutout, whole), 0.0)
+        result = result.masked_fill_(_hole(drawn["cutout"], views, augment.cutout, whole, size or whole), 0.0)
     return result
 
 
@@ -72,7 +85,8 @@ def parameters(
     Returns:
         ``box`` int16 [B, 4]: top, left, height and width of the crop in pixels of the image, negative or
         beyond the edge where padding is; ``flip`` bool [B]; with a cutout also ``cutout`` int16 [B, 2], row
-        and column of its centre (without meaning in view 0, which has none).
+        and column of its centre (without meaning in view 0, which has none). What ``drawn`` of ``colour``, ``tones``,
+        ``filters`` and ``randaugment`` return comes with them.
     """
     height, width = size
     batch = ids.shape[0]
@@ -97,6 +111,8 @@ def parameters(
     if augment.cutout:
         centre = [_below(height, bits["cutout/row"]), _below(width, bits["cutout/column"])]
         result["cutout"] = torch.stack(centre, dim=1).to(torch.int16)
+    for part in _RECOLOURING:
+        result |= part.drawn(augment, bits, changed)
     return result
 
 
@@ -144,6 +160,8 @@ def _operations(augment: AugmentConfig) -> tuple[str, ...]:
         names += ["flip"]
     if augment.cutout:
         names += ["cutout/row", "cutout/column"]
+    for part in _RECOLOURING:
+        names += part.names(augment)
     return tuple(names)
 
 
@@ -182,6 +200,21 @@ def _central_box(height: int, width: int) -> list[int]:
     """The largest centred box whose ratio is allowed."""
     box_height, box_width = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
     return [(height - box_height) // 2, (width - box_width) // 2, box_height, box_width]
+
+
+def _recolour(pixels: Tensor, drawn: dict[str, Tensor], augment: AugmentConfig) -> Tensor:
+    """Apply what comes between the crop and the normalisation to float32 [B, C, H, W] in 0 to 255."""
+    if augment.randaugment is not None:
+        pixels = randaugment.augmented(pixels, drawn, augment.randaugment.magnitude)
+    if augment.color_jitter is not None:
+        pixels = colour.jittered(pixels, drawn)
+    if augment.grayscale:
+        pixels = colour.greyed(pixels, drawn)
+    if augment.blur is not None:
+        pixels = filters.blurred(pixels, drawn, augment.blur)
+    if augment.solarize:
+        pixels = tones.solarized(pixels, drawn)
+    return pixels
 
 
 def _shift(images: Tensor, box: Tensor, flip: Tensor, padding: int) -> Tensor:
@@ -239,11 +272,15 @@ def _mirrored(width: int, flip: Tensor) -> Tensor:
     return torch.where(flip[:, None], width - 1 - columns, columns)
 
 
-def _hole(centre: Tensor, views: Tensor, side: int, size: tuple[int, int]) -> Tensor:
-    """Mask [B, 1, H, W] of a square around each centre, cut off at the edges; empty in view 0."""
-    start = centre.to(torch.int64) - side // 2
-    rows = torch.arange(size[0], device=centre.device) - start[:, :1]
-    columns = torch.arange(size[1], device=centre.device) - start[:, 1:]
+def _hole(centre: Tensor, views: Tensor, side: int, whole: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Mask [B, 1, H, W] of a square around each centre, cut off at the edges; empty in view 0.
+
+    Centre and side are in pixels of the ``whole`` image and are scaled with it to ``size`` (H, W).
+    """
+    side = max(1, round(side * size[0] / whole[0]))
+    row, column = (centre[:, axis : axis + 1].to(torch.int64) * size[axis] // whole[axis] for axis in (0, 1))
+    rows = torch.arange(size[0], device=centre.device) - (row - side // 2)
+    columns = torch.arange(size[1], device=centre.device) - (column - side // 2)
     inside_rows = (rows >= 0) & (rows < side) & (views != 0)[:, None]
     inside_columns = (columns >= 0) & (columns < side)
     return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raydistill.config import Experiment, load_experiment
+from raydistill.config import Experiment, NetworkConfig, TeacherConfig, load_experiment
 from raydistill.data.config import DataConfig
 from raydistill.data.datasets import load_test, load_train, split_train
 from raydistill.data.folder import has_test_images
@@ -19,8 +19,7 @@ from raydistill.evaluation.classification import top_k_accuracy
 from raydistill.evaluation.cost import latency, mult_adds, parameter_count
 from raydistill.evaluation.features import extract
 from raydistill.evaluation.neighbours import knn_accuracy, nearest_neighbour_accuracy
-from raydistill.models.weights import load_weights
-from raydistill.models.zoo import build_model
+from raydistill.models.loading import build_described
 
 
 @dataclass
@@ -65,20 +64,24 @@ def evaluate_run(path: str | Path, protocols: Iterable[str] = ()) -> dict[str, d
     chosen = _protocols(protocols or experiment.evaluate.protocols)
     images = teacher_images = _images(experiment.data, path)
     trains_classifier = experiment.needs.trains_classifier
-    networks = {"student": (experiment.student.model, weights, trains_classifier)}
+    networks: dict[str, tuple[NetworkConfig, Path, bool]] = {
+        "student": (experiment.student, weights, trains_classifier)
+    }
     for number, teacher in enumerate(experiment.teachers if has_test_images(experiment.data.of_teacher) else ()):
         if teacher.weights and Path(teacher.weights).is_file():
             role = f"teacher {number + 1}" if number else "teacher"
-            networks[role] = (teacher.model, Path(teacher.weights), True)
+            # The head of a public checkpoint need not tell these classes apart.
+            networks[role] = (teacher, Path(teacher.weights), teacher.layout in (None, "crd"))
     if len(networks) > 1 and experiment.data.modalities is not None:
         teacher_images = _images(experiment.data.of_teacher, path)
     for number, peer in enumerate(experiment.peers, start=1):
-        networks[f"peer{number}"] = (peer.model, path / f"peer{number}.safetensors", trains_classifier)
+        networks[f"peer{number}"] = (peer, path / f"peer{number}.safetensors", trains_classifier)
     card: dict[str, dict[str, float]] = {}
-    for role, (model, file, classifies) in networks.items():
+    for role, (config, file, classifies) in networks.items():
         bank, test = teacher_images if role.startswith("teacher") else images
-        network = build_model(model, bank.num_classes, in_channels=bank.images.shape[1])
-        load_weights(network, file)
+        described = config.model_copy(update={"weights": str(file)})
+        layout = config.layout if isinstance(config, TeacherConfig) else None
+        network = build_described(described, bank.num_classes, bank.images.shape[1], layout=layout)
         subject = Subject(network.eval(), bank, test, experiment, classifies, {})
         card[role] = {name: value for protocol in chosen for name, value in protocol(subject).items()}
     return card

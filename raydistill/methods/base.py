@@ -199,7 +199,7 @@ class Method(BaseModel):
         raise NotImplementedError
 
     def needs_every_logit(self) -> str | None:
-        """Say why the teacher's largest logits and one fill for the rest (``cache.top_k``) will not do; None if they do.
+        """Say why the teacher's largest logits and a fill for the rest (``cache.top_k``) will not do; None if they do.
 
         Asked only of methods that want the teacher's logits.
         """

@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, tapped by hooks.
+"""Networks of torchvision, timm and of the user, tapped by hooks.
 
 Hooks live only during a call, so a network can be copied, pickled and moved as if it had none.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import pkgutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -65,13 +66,14 @@ class HookedNetwork(Tapped):
 
     _network: nn.Module
 
-    def __init__(self, network: nn.Module, classifier: str, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, network: nn.Module, classifier: str, image_shape: tuple[int, int, int] | None) -> None:
         """Take over a network.
 
         Args:
             network: returns logits [B, classes].
-            classifier: path of its last linear layer.
-            image_shape: (C, H, W) for which the network was designed; stages are found on such an image.
+            classifier: path of its last linear layer; empty where the output itself is the embedding.
+            image_shape: (C, H, W) for which the network was designed; stages are found on such an image, and without
+                it there are none.
         """
         super().__init__()
         # The parts are shared with the network instead of holding it as a child: every parameter then keeps
@@ -102,15 +104,36 @@ class HookedNetwork(Tapped):
         found: dict[str, Tensor] = {}
         self._network.training = self.training
         with ExitStack() as hooks:
-            for name in set(names) - {LOGITS}:
+            for name in set(names) - {LOGITS} - ({EMBEDDING} if not self._classifier else set()):
                 hooks.enter_context(self._hook(name, names, found))
             try:
                 result = self._network(images)
             except _EnoughError:
                 pass
             else:
-                found[LOGITS] = result
+                found |= self._checked(result)
+        if EMBEDDING in found and found[EMBEDDING].dim() != 2:
+            raise ConfigError(
+                f"the last linear layer, '{self._classifier}', sees {list(found[EMBEDDING].shape)} and no vectors; "
+                f"name the embedding's module in `taps`, such as taps.embedding=blocks.11"
+            )
         return {name: found[name] for name in names}
+
+    @property
+    def classifier_path(self) -> str:
+        """Path of the last linear layer, or of what was put in its place."""
+        return self._classifier
+
+    def replace_classifier(self, head: nn.Module) -> None:
+        """Put another module behind the embedding: [B, D] -> what is called logits from now on."""
+        parent, _, leaf = self._classifier.rpartition(".")
+        setattr(self.get_submodule(parent), leaf, head)
+
+    def _checked(self, result: Any) -> dict[str, Tensor]:
+        """Return what the network's own output stands for."""
+        if not isinstance(result, Tensor):
+            raise ConfigError(f"the network returns {type(result).__name__}; it must return one tensor [B, classes]")
+        return {LOGITS: result} if self._classifier else {LOGITS: result, EMBEDDING: result}
 
     def _hook(self, name: str, names: tuple[str, ...], found: dict[str, Tensor]) -> RemovableHandle:
         """Attach the hook that keeps one output; the handle detaches it at the end of a ``with``."""
@@ -129,6 +152,8 @@ class HookedNetwork(Tapped):
 
     def _find_stages(self) -> tuple[_Stage, ...]:
         """Return the module that ends each stage, found once by running one blank image."""
+        if self._image_shape is None:
+            return ()
         if self._stages is None:
             chosen: dict[int, _Stage] = {}
             for runs in self._observe().values():
@@ -158,6 +183,7 @@ class HookedNetwork(Tapped):
                 sides.add(stage.side)
                 runs[path] = [*runs.pop(path, []), stage]
 
+        assert self._image_shape is not None
         with evaluating(self), torch.no_grad(), ExitStack() as hooks:
             self._network.training = False
             for path, module in self.named_modules():
@@ -210,6 +236,64 @@ def build_timm(name: str, num_classes: int, in_channels: int) -> HookedNetwork:
     settings = getattr(network, "pretrained_cfg", {}) or {}
     size = int(settings.get("input_size", (3, 224, 224))[-1])
     return HookedNetwork(network, _last_linear(network, name), (in_channels, size, size))
+
+
+def build_function(name: str, num_classes: int, in_channels: int) -> Tapped:
+    """Call ``package.module:function``, with ``num_classes`` and ``in_channels`` where it has such parameters.
+
+    ``embedding`` is the input of the network's last linear layer, or its output where it has none; it has no
+    ``features/<i>`` but those that ``taps`` name. A ``Tapped`` network is taken as it is.
+
+    Raises:
+        ConfigError: if there is no such function or it returns no network.
+    """
+    function = _imported(name)
+    try:
+        parameters = set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        parameters = set()
+    given = {"num_classes": num_classes, "in_channels": in_channels}
+    network = function(**{key: value for key, value in given.items() if key in parameters})
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model '{name}': it returned {type(network).__name__}, not a torch.nn.Module")
+    if isinstance(network, Tapped):
+        return network
+    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if linear == [""]:  # a bare linear layer has no path of its own
+        raise ConfigError(f"model '{name}': one linear layer alone has no embedding")
+    return HookedNetwork(network, linear[-1] if linear else "", None)
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    """Find what ``package.module:function`` names."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"model '{name}': importing {module_name} failed: {error}") from error
+        near = did_you_mean(error.name, _siblings(error.name))
+        raise ConfigError(f"model '{name}': there is no module '{error.name}'{near} (is it on PYTHONPATH?)") from None
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"model '{name}': importing {module_name} failed: {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = did_you_mean(part, (key for key in dir(found) if not key.startswith("_")))
+            raise ConfigError(f"model '{name}': {module_name} has no '{attribute}'{near}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"model '{name}': it is {type(found).__name__}, not a function")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _siblings(name: str) -> list[str]:
+    """Names of the modules beside one that is missing."""
+    parent, _, _ = name.rpartition(".")
+    if not parent:
+        return [module.name for module in pkgutil.iter_modules()]
+    paths = getattr(importlib.import_module(parent), "__path__", [])
+    return [f"{parent}.{module.name}" for module in pkgutil.iter_modules(paths)]
 
 
 def _last_linear(network: nn.Module, name: str) -> str:

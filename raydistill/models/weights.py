@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -32,12 +33,16 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str 
         prefix: take only the tensors whose names start with it, and drop it from their names.
     """
     source = Path(path)
-    state = _under_prefix(_read(source), prefix, source)
+    fit_state(model, _under_prefix(state_dict_in(read_file(source), source), prefix, source), source)
+
+
+def fit_state(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load a state dict strictly. Raises ``WeightsError``, listing what does not fit, before anything changes."""
     wanted = model.state_dict()
     faults = [
-        _listing("missing", (name for name in wanted if name not in state)),
-        _listing("unexpected", (name for name in state if name not in wanted)),
-        _listing("wrong shape", _shape_faults(state, wanted)),
+        listing("missing", (name for name in wanted if name not in state)),
+        listing("unexpected", (name for name in state if name not in wanted)),
+        listing("wrong shape", _shape_faults(state, wanted)),
     ]
     if any(faults):
         raise WeightsError(f"{source} does not fit the network: {'; '.join(filter(None, faults))}")
@@ -64,16 +69,22 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(source: Path) -> dict[str, Tensor]:
+def read_file(source: Path) -> Any:
+    """Return what a checkpoint holds; no code in it is run. Raises ``WeightsError``."""
     if not source.is_file():
         raise WeightsError(f"no weights at {source}")
     try:
         if source.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(source)
-            return tensors
-        content = torch.load(source, map_location="cpu", weights_only=True)
+            return load_file(source)
+        # Public checkpoints often hold the arguments of their training; the class is a mere container.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever their bytes happen to mean
         raise WeightsError(f"cannot read {source}: {_first_line(error)}") from error
+
+
+def state_dict_in(content: Any, source: Path) -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint, without ``module.`` in front of all its names."""
     return _without_parallel_prefix(_unwrapped(content, source))
 
 
@@ -92,7 +103,7 @@ def _unwrapped(content: Any, source: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{source} holds no state dict but {type(content).__name__}")
     strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strange:
-        raise WeightsError(f"{source} holds no state dict: {_listing('not tensors', strange)}")
+        raise WeightsError(f"{source} holds no state dict: {listing('not tensors', strange)}")
     return {str(name): value for name, value in content.items()}
 
 
@@ -117,7 +128,7 @@ def _shape_faults(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     ]
 
 
-def _listing(what: str, items: Iterable[str]) -> str:
+def listing(what: str, items: Iterable[str]) -> str:
     """Return ``"what (count): first, second, ..."``, or an empty string without items."""
     found = list(items)
     if not found:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TORCHVISION = "torchvision/"
 TIMM = "timm/"
+FUNCTION = ":"
+"""What separates module and function in the name of a network of one's own."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,45 @@ _ZOO: dict[str, _Entry] = {
 }
 
 
+# Built of torchvision's layers, hence apart: they want 224 x 224 pixels.
+_IMAGENET: dict[str, _Entry] = {
+    "resnet50x4": _Entry("imagenet", "wide_resnet50", {"width": 4}),
+    "deit_small_16": _Entry("imagenet", "deit_small"),
+}
+
+_TAP_NAME = re.compile(r"embedding|features/\d+")
+_TOKEN_CHOICES = ("cls", "mean")
+
+
 def names() -> tuple[str, ...]:
-    """Return the names of the platform's own networks."""
+    """Return the names of the platform's own networks for small images."""
     return tuple(_ZOO)
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """Return the names of networks for ImageNet that torchvision does not have."""
+    return tuple(_IMAGENET)
+
+
+def split_tap(name: str, path: str) -> tuple[str, str]:
+    """Split ``layer4`` or ``blocks.11@mean`` into the module's path and how tokens become a vector, which may be empty.
+
+    Raises:
+        ConfigError: if ``name`` is no output that can be tapped, or the text behind ``@`` is unknown.
+    """
+    if not _TAP_NAME.fullmatch(name):
+        raise ConfigError(f"taps.{name}: the outputs that can be tapped are embedding and features/<number>")
+    module, at, how = path.partition("@")
+    if not module or (at and how not in _TOKEN_CHOICES) or (at and name != "embedding"):
+        raise ConfigError(f"taps.{name} = '{path}': give a module's path; for embedding with @cls or @mean behind it")
+    return module, how
 
 
 def check_name(name: str) -> None:
     """Raise ``ConfigError`` for a name that no network has.
 
-    Names of torchvision are looked up in its source text; names of timm can only be checked when one is
-    built.
+    Names of torchvision are looked up in its source text; names of timm and functions can only be checked when
+    one is built.
     """
     if name.startswith(TORCHVISION):
         known = _torchvision_names()
@@ -65,17 +96,22 @@ def check_name(name: str) -> None:
     elif name.startswith(TIMM):
         if name == TIMM:
             raise ConfigError("'timm/' needs the name of a network behind it")
-    elif name not in _ZOO:
-        libraries = f"{TORCHVISION}<name>, {TIMM}<name>"
-        hint = did_you_mean(name, [*_ZOO, *_torchvision_names()])
-        raise ConfigError(f"unknown model '{name}'{hint} (known: {', '.join(_ZOO)}, {libraries})")
+    elif FUNCTION in name:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+            raise ConfigError(f"model '{name}': a function of one's own is named package.module:function")
+    elif name not in _ZOO and name not in _IMAGENET:
+        own = [*_ZOO, *_IMAGENET]
+        libraries = f"{TORCHVISION}<name>, {TIMM}<name>, package.module:function"
+        hint = did_you_mean(name, [*own, *_torchvision_names()])
+        raise ConfigError(f"unknown model '{name}'{hint} (known: {', '.join(own)}, {libraries})")
 
 
 def build_model(name: str, num_classes: int, in_channels: int = 3) -> Tapped:
     """Build a network with fresh weights.
 
     Args:
-        name: one of ``names()``, ``torchvision/<name>`` or ``timm/<name>``.
+        name: one of ``names()`` or ``imagenet_names()``, ``torchvision/<name>``, ``timm/<name>`` or
+            ``package.module:function``.
         num_classes: width of the logits.
         in_channels: channels of the images.
 
@@ -87,13 +123,17 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> Tapped:
         if number < 1:
             hint = "; images without labels need data.num_classes" if what == "num_classes" else ""
             raise ConfigError(f"model '{name}': {what} must be at least 1, not {number}{hint}")
+    if FUNCTION in name:
+        functions = importlib.import_module("raydistill.models.hooked")
+        foreign: Tapped = functions.build_function(name, num_classes, in_channels)
+        return foreign
     if name.startswith((TORCHVISION, TIMM)):
         library, _, plain_name = name.partition("/")
         hooked = importlib.import_module("raydistill.models.hooked")
         build = {"torchvision": hooked.build_torchvision, "timm": hooked.build_timm}[library]
         borrowed: Tapped = build(plain_name, num_classes, in_channels)
         return borrowed
-    entry = _ZOO[name]
+    entry = _ZOO.get(name) or _IMAGENET[name]
     factory = getattr(importlib.import_module(f"raydistill.models.{entry.module}"), entry.factory)
     model: Tapped = factory(num_classes, in_channels, **entry.arguments)
     return model

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raydistill.errors import ConfigError, did_you_mean
-from raydistill.models.weights import load_weights
-from raydistill.models.zoo import build_model
+from raydistill.models.loading import build_described
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment, TeacherConfig
@@ -23,14 +22,12 @@ def load_teacher(config: TeacherConfig, *, num_classes: int, in_channels: int) -
         ConfigError: if no weights are named.
         WeightsError: if they are missing, unreadable or do not fit.
     """
-    if config.weights is None:
+    if not config.brings_weights:
         raise ConfigError(
             "teacher.weights: not given; train a teacher with `raydistill teacher CONFIG` "
             "or give the path of its weights"
         )
-    network = build_model(config.model, num_classes, in_channels=in_channels)
-    load_weights(network, config.weights)
-    return network.eval().requires_grad_(False)
+    return build_described(config, num_classes, in_channels, layout=config.layout).eval().requires_grad_(False)
 
 
 def teacher_of(experiment: Experiment, images: ImageSet) -> Tapped:

@@ -84,7 +84,7 @@ class RunFolder:
         write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
-    def list_skipped(self, skipped: Sequence[str]) -> None:
+    def list_skipped(self, skipped: Sequence[object]) -> None:
         """Name every image that could not be decoded, with the reason, in ``skipped.txt``; nothing where all could."""
         if skipped:
             write_atomically(self.path / "skipped.txt", "".join(f"{line}\n" for line in skipped))

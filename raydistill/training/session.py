@@ -14,8 +14,7 @@ from raydistill.data.resident import ResidentSet
 from raydistill.data.views import fresh_views, render, scheduled_views
 from raydistill.methods.base import Draw, Needs, Setting, Stage, Step
 from raydistill.methods.objective import Objective
-from raydistill.models.weights import load_weights
-from raydistill.models.zoo import build_model
+from raydistill.models.loading import build_described
 from raydistill.teachers.network import load_teacher
 from raydistill.teachers.source import CachedTeacher, LiveTeacher
 from raydistill.training.distiller import Distiller
@@ -195,10 +194,7 @@ def assemble(
 
 def build_network(config: NetworkConfig, material: Material) -> Any:
     """Return the student or a peer of it, with the weights of the experiment where it names some."""
-    network = build_model(config.model, material.train.num_classes, in_channels=material.train.images.shape[1])
-    if config.weights is not None:
-        load_weights(network, config.weights)
-    return network
+    return build_described(config, material.train.num_classes, material.train.images.shape[1])
 
 
 def build_teachers(

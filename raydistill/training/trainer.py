@@ -104,6 +104,8 @@ def _train_teacher(experiment: Experiment, number: int, *, resume: bool, watch: 
 def _teacher_alone(experiment: Experiment, number: int, folder: Path) -> Experiment:
     """Return the experiment whose student is a teacher, learning from labels into ``folder``; each has its own seed."""
     teacher = experiment.teachers[number]
+    if teacher.layout is not None:
+        raise ConfigError(f"teacher.layout = {teacher.layout}: the weights are a public checkpoint; nothing to train")
     if not folder.name:
         raise ConfigError(f"teacher.weights = {teacher.weights}: name a folder too, as in runs/teacher/...")
     return parse_experiment(
@@ -116,7 +118,7 @@ def _teacher_alone(experiment: Experiment, number: int, folder: Path) -> Experim
             "teacher": None,
             "ensemble": [],
             "peers": [],
-            "student": {"model": teacher.model},
+            "student": {"model": teacher.model, "taps": teacher.taps},
             "methods": {"ce": {}},
             "train": (teacher.train or experiment.train).model_dump(mode="json"),
             "tune": None,

@@ -121,6 +121,14 @@ def test_cutout_covers_a_square_with_the_mean() -> None:
     assert int(holes.max()) == 16 and int(holes.min()) >= 4
 
 
+def test_cutout_is_scaled_with_a_drawn_crop() -> None:
+    images, ids = torch.full((64, 3, 16, 16), 255, dtype=torch.uint8), torch.arange(64)
+    augment = AugmentConfig(cutout=8, resized_crop=(0.2, 0.5))
+    rows = render(images, ids, ids + 1, augment=augment, seed=0, mean=MEAN, std=STD, size=(8, 8))
+    holes = (rows == 0).all(1).flatten(1).sum(1)
+    assert rows.shape[2:] == (8, 8) and int(holes.max()) == 16 and int(holes.min()) >= 4
+
+
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(0, 2**40), st.integers(0, 60))
 def test_a_round_visits_each_view_once(count: int, cycle: int, seed: int, offset: int) -> None:

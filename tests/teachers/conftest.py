@@ -12,10 +12,19 @@ import pytest
 from raydistill.config import Experiment
 from raydistill.data.datasets import ImageSet, load_train
 from raydistill.teachers.cache.build import BuildReport, build_cache
+from raydistill.teachers.cache.read import TeacherCache
 from tests.conftest import digits, teaching
+from tests.teachers.stored import learnt, store
 
 SHARD_ROWS = 100
 VIEWS = 2
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "float16": {},
+    "int8": {"dtype": "int8"},
+    "zstd": {"compression": "zstd"},
+    "top3": {"top_k": 3},
+    "top3_int8_zstd": {"top_k": 3, "dtype": "int8", "compression": "zstd"},
+}
 
 
 @dataclass(frozen=True)
@@ -66,3 +75,20 @@ def exact(tmp_path_factory: pytest.TempPathFactory, teacher_weights: Path, ray_s
     outputs = ["logits", "embedding", "features/2"]
     folder = tmp_path_factory.mktemp("exact")
     return build(small(folder, teacher_weights, dtype="float32", views=0, outputs=outputs))
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """A teacher that was trained for a moment, with one augmented view; nothing is built yet."""
+    folder = tmp_path_factory.mktemp("taught")
+    weights = folder / "teacher.safetensors"
+    experiment = small(folder, weights, views=1)
+    learnt(experiment, weights)
+    return experiment
+
+
+@pytest.fixture(scope="session")
+def caches(taught: Experiment) -> dict[str, TeacherCache]:
+    """Its cache in every encoding, and exactly."""
+    sections = {"float32": {"dtype": "float32"}} | ENCODINGS
+    return {name: store(taught, **section) for name, section in sections.items()}

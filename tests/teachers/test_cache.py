@@ -228,7 +228,7 @@ def test_export_gives_plain_numbers(built: Built, tmp_path: Path) -> None:
     with np.load(manage.export(built.path, tmp_path / "out.npz")) as arrays:
         np.testing.assert_array_equal(arrays["embedding"], np.stack(expected["embedding"]))
         np.testing.assert_array_equal(arrays["view_id"], expected["view_id"])
-    with pytest.raises(ConfigError, match=r"\.parquet or \.npz"):
+    with pytest.raises(ConfigError, match=r"\.parquet, \.npz or \.pt"):
         manage.export(built.path, tmp_path / "out.csv")
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill.data.datasets import load_train
-from raydistill.errors import ConfigError, InputError, RaydistillError, RunError, named_error
+from raydistill.errors import ConfigError, InputError, RaydistillError, RunError, WeightsError, named_error
 from raydistill.files import make_folders
-from raydistill.teachers.cache.commit import begin, finish, finished_shards
+from raydistill.teachers.cache.commit import begin, finish, finished_shards, write_errors
 from raydistill.teachers.cache.files import locked, remove_temporaries
 from raydistill.teachers.cache.manifest import RECORDS, SHARDS, Content, ShardRecord
 from raydistill.teachers.cache.request import requested
@@ -44,8 +44,9 @@ class _ActorsLostError(Exception):
 class BuildReport:
     """What a build did; ``rows`` counts images times ``views``, the evaluation view included.
 
-    ``forwards`` is the number of images that went through the teacher; ``ensemble`` tells of the caches of the teachers
-    beside the first.
+    ``forwards`` is the number of images that went through the teacher, ``skipped_images`` of those that could not be
+    decoded: ``errors.parquet`` in the cache names them, with the reasons. ``ensemble`` tells of the caches of the
+    teachers beside the first.
     """
 
     path: str
@@ -56,6 +57,7 @@ class BuildReport:
     seconds: float
     bytes_per_row: float
     forwards: int
+    skipped_images: int = 0
     ensemble: tuple[BuildReport, ...] = ()
 
 
@@ -91,6 +93,7 @@ def _build_one(experiment: Experiment, progress: Progress) -> BuildReport:
             if not done:  # what was given is wrong, so nothing may be left of the attempt
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        write_errors(folder, images.skipped)
         manifest = finish(folder, content, done)
     return BuildReport(
         path=str(folder),
@@ -101,6 +104,7 @@ def _build_one(experiment: Experiment, progress: Progress) -> BuildReport:
         seconds=time.monotonic() - started,
         bytes_per_row=sum(record.bytes for record in manifest.shards) / manifest.rows,
         forwards=build.forwards,
+        skipped_images=len(images.skipped),
     )
 
 
@@ -162,7 +166,7 @@ def _computed(build: _Build, missing: Sequence[Place]) -> Iterator[ShardRecord]:
         "content": build.content.model_dump_json(),
         "teacher": experiment.teacher.model_dump_json(),
         "folder": str(build.folder.resolve()),
-        "weights": str(Path(experiment.teacher.weights or "").resolve()),
+        "weights": experiment.teacher.weights and str(Path(experiment.teacher.weights).resolve()),
         "num_classes": images.num_classes,
         "cpus": pool["num_cpus"],
         "gpu": bool(pool["num_gpus"]),
@@ -278,6 +282,7 @@ class _ShardActor:
         import torch
 
         from raydistill.config import TeacherConfig
+        from raydistill.models.weights import weights_fingerprint
         from raydistill.teachers.cache.compute import Source
         from raydistill.teachers.network import load_teacher
 
@@ -287,6 +292,12 @@ class _ShardActor:
         config = TeacherConfig.model_validate_json(job["teacher"]).model_copy(update={"weights": job["weights"]})
         channels = content.preprocessing.image_shape[0]
         device = torch.device("cuda" if job["gpu"] else "cpu")
-        network = load_teacher(config, num_classes=job["num_classes"], in_channels=channels).to(device)
+        network = load_teacher(config, num_classes=job["num_classes"], in_channels=channels)
+        if weights_fingerprint(network) != content.teacher.weights:
+            raise WeightsError(
+                f"teacher.model = {config.model}: it has other weights in each process; a function must load its "
+                f"weights, or teacher.weights name them"
+            )
+        network = network.to(device)
         images, ids = ray.get([job["images"], job["ids"]])
         return Source(content, images, ids, network, config.batch_size, device)

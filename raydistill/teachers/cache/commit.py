@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raydistill.errors import CacheError
 from raydistill.files import write_atomically
 from raydistill.teachers.cache.files import file_sha256
 from raydistill.teachers.cache.manifest import (
+    ERRORS,
     MANIFEST,
     SUCCESS,
     Content,
@@ -24,6 +29,9 @@ from raydistill.teachers.cache.manifest import (
     shard_path,
     write_part,
 )
+
+if TYPE_CHECKING:
+    from raydistill.data.image_set import Skipped
 
 
 def finished_shards(folder: Path, content: Content) -> dict[str, ShardRecord]:
@@ -57,6 +65,22 @@ def finish(folder: Path, content: Content, done: Mapping[str, ShardRecord]) -> M
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     write_atomically(folder / SUCCESS, digest.encode())
     return manifest
+
+
+def write_errors(folder: Path, skipped: Sequence[Skipped]) -> None:
+    """List the images that could not be decoded, in the order of the data set. Raises ``RunError``."""
+    path = folder / ERRORS
+    if not skipped:
+        path.unlink(missing_ok=True)  # of a build before the images were mended
+        return
+    columns = {
+        "sample_id": pa.array([image.id for image in skipped], pa.int64()),
+        "path": pa.array([image.path for image in skipped], pa.string()),
+        "reason": pa.array([image.reason for image in skipped], pa.string()),
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    write_atomically(path, sink.getvalue().to_pybytes())
 
 
 def _intact(path: Path, record: ShardRecord) -> bool:

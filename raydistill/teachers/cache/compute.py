@@ -13,8 +13,9 @@ import torch
 from raydistill.data.config import AugmentConfig
 from raydistill.data.views import parameters, render
 from raydistill.files import write_atomically
+from raydistill.teachers.cache.codec import Array
 from raydistill.teachers.cache.manifest import Content, ShardRecord, record_path, shard_path, write_part
-from raydistill.teachers.cache.shards import Array, Place, encode, ids_sha256
+from raydistill.teachers.cache.shards import Place, encode, ids_sha256
 
 if TYPE_CHECKING:
     from raydistill.models.taps import Tapped

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from raydistill.errors import CacheError, ConfigError, RunError
 from raydistill.files import TEMPORARY
+from raydistill.teachers.cache.codec import Array, columns_of
 from raydistill.teachers.cache.files import locked
 from raydistill.teachers.cache.manifest import (
     MANIFEST,
@@ -25,8 +26,8 @@ from raydistill.teachers.cache.manifest import (
     read_record,
 )
 from raydistill.teachers.cache.read import TeacherCache
-from raydistill.teachers.cache.request import cache_folders, requested
-from raydistill.teachers.cache.shards import SAMPLE_ID, VIEW_ID, Array, plain_columns, read_columns, row_bytes
+from raydistill.teachers.cache.request import cache_folders, needing_every_logit, requested
+from raydistill.teachers.cache.shards import SAMPLE_ID, VIEW_ID, plain_columns, read_columns, row_bytes
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
@@ -58,8 +59,9 @@ class Plan:
 
     ``seconds`` is for all rows, ``missing_rows`` says how many of them there are not yet. ``break_even_epochs``
     counts the epochs that a live teacher would need as long for as for the whole build. ``uncacheable`` lists
-    ``label: output`` for what methods want and the cache would not hold. ``ensemble`` tells of the caches of the
-    teachers beside the first.
+    ``label: output`` for what methods want and the cache would not hold, and ``label: reason`` for those that
+    ``cache.top_k`` shuts out. Sizes are those before compression. ``ensemble`` tells of the caches of the teachers
+    beside the first.
     """
 
     path: str
@@ -135,12 +137,13 @@ def plan(experiment: Experiment) -> Plan:
 
 
 def _uncacheable(experiment: Experiment) -> tuple[str, ...]:
-    return tuple(
+    lacking = tuple(
         f"{label}: {name}"
         for label, method in experiment.methods.items()
         for name in sorted({name for names in method.needs().teacher.values() for name in names})
         if name not in experiment.cache.outputs
     )
+    return lacking + needing_every_logit(experiment)
 
 
 def _recorded_rows(folder: Path, content: Content) -> int:
@@ -167,7 +170,10 @@ def _seconds_per_image(content: Content, images: ImageSet, network: Tapped, batc
 
 
 def export(path: str | Path, out: str | Path) -> Path:
-    """Write a cache as plain numbers: ``.parquet`` with lists of float32, or ``.npz`` with arrays.
+    """Write a cache as plain numbers: ``.parquet`` with lists of float32, ``.npz`` with arrays, ``.pt`` with tensors.
+
+    The torch file is a dictionary that loads with ``weights_only=True``. All are of float32 and hold whole rows,
+    whatever the cache's encoding.
 
     Raises:
         CacheError: if the cache is damaged.
@@ -175,9 +181,9 @@ def export(path: str | Path, out: str | Path) -> Path:
         RunError: if the disk refuses.
     """
     target = Path(out)
-    writers = {".parquet": _export_parquet, ".npz": _export_npz}
+    writers = {".parquet": _export_parquet, ".npz": _export_npz, ".pt": _export_torch}
     if target.suffix not in writers:
-        raise ConfigError(f"{target}: a cache is exported to a name that ends in .parquet or .npz")
+        raise ConfigError(f"{target}: a cache is exported to a name that ends in .parquet, .npz or .pt")
     cache = TeacherCache.open(path)
     temporary = target.with_name(f".{target.name}{TEMPORARY}")
     try:
@@ -199,7 +205,7 @@ def _export_parquet(cache: TeacherCache, target: Path) -> None:
         for record in cache.manifest.shards:
             table = read_columns(cache.path, record, None)
             columns = plain_columns(cache.manifest.content, table)
-            plain = {name: table.column(name).combine_chunks() for name in table.column_names if name not in shapes}
+            plain = {name: table.column(name).combine_chunks() for name in columns if name not in shapes}
             plain |= {name: _lists(columns[name]) for name in shapes}
             rows = pa.table(plain)
             writer = writer or pq.ParquetWriter(target, rows.schema)
@@ -216,13 +222,22 @@ def _lists(values: Array) -> pa.Array:
 
 
 def _export_npz(cache: TeacherCache, target: Path) -> None:
-    names = [SAMPLE_ID, VIEW_ID, *cache.outputs]
-    parts = [
-        plain_columns(cache.manifest.content, read_columns(cache.path, record, names))
-        for record in cache.manifest.shards
-    ]
     with target.open("wb") as file:
-        np.savez(file, **{name: np.concatenate([part[name] for part in parts]) for name in names})  # type: ignore[arg-type]
+        np.savez(file, **_whole(cache))  # type: ignore[arg-type]
+
+
+def _export_torch(cache: TeacherCache, target: Path) -> None:
+    import torch
+
+    torch.save({name: torch.from_numpy(values) for name, values in _whole(cache).items()}, target)
+
+
+def _whole(cache: TeacherCache) -> dict[str, Array]:
+    """Return keys and outputs of all rows."""
+    content = cache.manifest.content
+    columns = [SAMPLE_ID, VIEW_ID, *columns_of(content, cache.outputs)]
+    parts = [plain_columns(content, read_columns(cache.path, record, columns)) for record in cache.manifest.shards]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def remove(path: str | Path) -> None:

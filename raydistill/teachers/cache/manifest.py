@@ -5,6 +5,7 @@ A cache is a folder ``<root>/<model>-<key>``::
     manifest.json        content, versions and shards
     shards/*.parquet     rows (sample_id, view_id) with one column for each output
     records/*.json       one record for each finished shard: what a resumed build trusts
+    errors.parquet       sample_id, path and reason of images that could not be decoded; only where there are any
     _SUCCESS             sha256 of manifest.json, written last
 
 Nothing here imports torch or Ray.
@@ -19,7 +20,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from raydistill.errors import CacheError
 from raydistill.files import write_atomically
@@ -28,8 +37,10 @@ MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
 SHARDS = "shards"
 RECORDS = "records"
+ERRORS = "errors.parquet"
 REPAIR = "raydistill cache build CONFIG"
 _KEY_DIGITS = 20
+_LATER_DEFAULTS = (("compression", "none"), ("top_k", None))
 P = TypeVar("P", bound=BaseModel)
 _LIBRARIES = ("raydistill", "torch", "torchvision", "timm", "numpy", "pyarrow", "ray")
 
@@ -47,11 +58,18 @@ class DataContent(_Part):
 
 
 class TeacherContent(_Part):
-    """Which network; ``weights`` is ``weights_fingerprint``, ``outputs`` maps names to shapes."""
+    """Which network; ``weights`` is ``weights_fingerprint``, ``outputs`` and ``taps`` map names to shapes and paths."""
 
     model: str
     weights: str
     outputs: dict[str, tuple[int, ...]]
+    taps: dict[str, str] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As in Content: teachers without taps keep the names of their caches.
+        values: dict[str, Any] = handler(self)
+        return values if self.taps else {name: value for name, value in values.items() if name != "taps"}
 
 
 class Preprocessing(_Part):
@@ -70,7 +88,7 @@ class Augmentation(_Part):
 
 
 class Content(_Part):
-    """Everything that decides the values of a cache; ``views`` counts the augmented views beside view 0."""
+    """Everything that decides what lies in a cache; ``views`` counts the augmented views beside view 0."""
 
     format: Literal[1] = 1
     data: DataContent
@@ -78,8 +96,16 @@ class Content(_Part):
     preprocessing: Preprocessing
     augmentation: Augmentation | None
     views: int = Field(ge=0)
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "int8"]
     shard_rows: int = Field(ge=1)
+    compression: Literal["none", "zstd"] = "none"
+    top_k: int | None = Field(default=None, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Caches from before these fields keep their names, which are hashes of what is written here.
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if (name, value) not in _LATER_DEFAULTS}
 
     @property
     def key(self) -> str:
@@ -88,8 +114,8 @@ class Content(_Part):
 
     @property
     def folder_name(self) -> str:
-        """``<model>-<key>``, with the model's slash replaced."""
-        return f"{self.teacher.model.replace('/', '-')}-{self.key}"
+        """``<model>-<key>``, with the model's slash or colon replaced."""
+        return f"{self.teacher.model.replace('/', '-').replace(':', '-')}-{self.key}"
 
     def shards(self) -> Iterator[tuple[int, int, int]]:
         """Yield (view, first position, rows) of every shard, the same for every builder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,17 +12,16 @@ import numpy as np
 
 from raydistill.errors import CacheError
 from raydistill.lazy import Tensor, torch
+from raydistill.teachers.cache.codec import Array, codec_of
 from raydistill.teachers.cache.manifest import REPAIR, Manifest, ShardRecord, check_success, read_manifest
 from raydistill.teachers.cache.shards import (
     SAMPLE_ID,
-    Array,
     check_footer,
     damaged,
     ids_sha256,
     plain_columns,
     read_columns,
     read_outputs,
-    stored_dtype,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raydistill.data.image_set import ImageSet
 
 _RECENT_BYTES = 1 << 29
+_READERS = 4
 
 
 class TeacherCache:
@@ -119,7 +120,7 @@ class TeacherCache:
         """Read rows of several views at once, to keep them in memory.
 
         Returns:
-            Name -> [len(views), N, *shape] in the storage dtype.
+            Name -> [len(views), N, *shape] in float16 where that is the cache's dtype, else float32.
 
         Raises:
             CacheError: naming the id, view or output that the cache does not hold, or a damaged shard.
@@ -128,12 +129,20 @@ class TeacherCache:
         shards = self._check_views(views)
         positions = self._positions(sample_ids)
         table = {name: self._empty((len(views), len(positions)), name) for name in names}
-        for slot, records in enumerate(shards):
-            for record in records:
-                chosen = _inside(positions, record)
-                if len(chosen):
-                    for name, values in read_outputs(self.path, self.manifest.content, record, names).items():
-                        table[name][slot, chosen] = values[positions[chosen] - record.first]
+
+        def fill(part: tuple[int, ShardRecord]) -> None:
+            slot, record = part
+            chosen = _inside(positions, record)
+            if not len(chosen):
+                return
+            rows = _as_slice(positions[chosen] - record.first)
+            for name, values in read_outputs(self.path, self.manifest.content, record, names).items():
+                table[name][slot, _as_slice(chosen)] = values[rows]
+
+        parts = [(slot, record) for slot, records in enumerate(shards) for record in records]
+        with ThreadPoolExecutor(min(_READERS, len(parts))) as pool:  # checksums and copies hold no Python lock
+            for _ in pool.map(fill, parts):
+                pass
         return table
 
     def verify(self, full: bool = False) -> list[str]:
@@ -164,7 +173,7 @@ class TeacherCache:
 
     def _empty(self, leading: tuple[int, ...], name: str) -> Array:
         content = self.manifest.content
-        return np.empty((*leading, *content.teacher.outputs[name]), dtype=stored_dtype(content))
+        return np.empty((*leading, *content.teacher.outputs[name]), dtype=codec_of(content, name).dtype)
 
     def _check_outputs(self, names: Sequence[str]) -> list[str]:
         unknown = [name for name in names if name not in self.outputs]
@@ -216,7 +225,7 @@ def find_cache(experiment: Experiment, images: ImageSet) -> TeacherCache:
             not serve the methods.
         ConfigError, WeightsError: where the teacher can't be loaded.
     """
-    from raydistill.teachers.cache.request import absent, missing_outputs, requested
+    from raydistill.teachers.cache.request import absent, missing_outputs, needing_every_logit, requested
     from raydistill.teachers.network import teacher_of
 
     lacking = missing_outputs(experiment)
@@ -225,12 +234,25 @@ def find_cache(experiment: Experiment, images: ImageSet) -> TeacherCache:
             f"cache.outputs lacks '{lacking[0]}', which the methods want from the teacher; add it there "
             f"and run `{REPAIR}`, or set teacher.source=live"
         )
+    if objections := needing_every_logit(experiment):
+        raise CacheError(
+            f"cache.top_k = {experiment.cache.top_k}: methods.{objections[0]}; set cache.top_k=null "
+            f"and run `{REPAIR}`, or set teacher.source=live"
+        )
     content = requested(experiment, images, teacher_of(experiment, images))
     root = Path(experiment.cache.root)
     folder = root / content.folder_name
     if not folder.is_dir():
         raise absent(root, content)
     return TeacherCache.open(folder)
+
+
+def _as_slice(indices: Array) -> Array | slice:
+    """Return indices that count upwards one by one as a slice, which copies whole blocks."""
+    first, last = int(indices[0]), int(indices[-1])
+    if last - first == len(indices) - 1 and bool((np.diff(indices) == 1).all()):
+        return slice(first, last + 1)
+    return indices
 
 
 def _inside(positions: Array, record: ShardRecord) -> Array:

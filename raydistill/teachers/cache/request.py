@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydistill.errors import CacheError
+from raydistill.errors import CacheError, ConfigError
 from raydistill.models.weights import weights_fingerprint
+from raydistill.teachers.cache.codec import LOGITS
 from raydistill.teachers.cache.manifest import (
     MANIFEST,
     REPAIR,
@@ -34,19 +35,23 @@ def requested(experiment: Experiment, images: ImageSet, network: Tapped) -> Cont
     """Return everything that decides the values of the experiment's cache; ``images`` are what the teacher sees.
 
     Raises:
-        ConfigError: if the teacher lacks an output of ``cache.outputs``.
+        ConfigError: if the teacher lacks an output of ``cache.outputs``, or has no more than ``cache.top_k`` logits.
     """
     config, teacher = experiment.cache, experiment.teacher
     assert teacher is not None
-    operations = experiment.data.augment.model_dump(mode="json")
+    operations = experiment.data.augment.operations
     # Sorted: the order in which outputs are listed decides no value, so it must not decide the name.
     names = tuple(sorted(set(config.outputs)))
+    shapes = output_shapes(network, names, images.shape)
+    if config.top_k is not None and config.top_k >= shapes[LOGITS][0]:
+        raise ConfigError(f"cache.top_k = {config.top_k}: the teacher has {shapes[LOGITS][0]} logits; leave it out")
     return Content(
         data=DataContent(fingerprint=images.fingerprint(), count=len(images), ids=ids_sha256(images.ids.cpu().numpy())),
         teacher=TeacherContent(
             model=teacher.model,
             weights=weights_fingerprint(network),
-            outputs=output_shapes(network, names, images.shape),
+            outputs=shapes,
+            taps={name: path for name, path in teacher.taps.items() if name in names},
         ),
         preprocessing=Preprocessing(
             mean=tuple(map(float, images.mean)), std=tuple(map(float, images.std)), image_shape=images.shape
@@ -55,6 +60,8 @@ def requested(experiment: Experiment, images: ImageSet, network: Tapped) -> Cont
         views=config.views,
         dtype=config.dtype,
         shard_rows=config.shard_rows,
+        compression=config.compression,
+        top_k=config.top_k,
     )
 
 
@@ -62,6 +69,18 @@ def missing_outputs(experiment: Experiment) -> tuple[str, ...]:
     """Return the teacher outputs that the methods want and ``cache.outputs`` does not include."""
     wanted = {name for outputs in experiment.all_needs.teacher.values() for name in outputs}
     return tuple(sorted(wanted - set(experiment.cache.outputs)))
+
+
+def needing_every_logit(experiment: Experiment) -> tuple[str, ...]:
+    """Return ``label: reason`` of each method that cannot use logits shortened by ``cache.top_k``."""
+    if experiment.cache.top_k is None:
+        return ()
+    reasons = {
+        label: method.needs_every_logit()
+        for label, method in experiment.methods.items()
+        if any(LOGITS in names for names in method.needs().teacher.values())
+    }
+    return tuple(f"{label}: {reason}" for label, reason in reasons.items() if reason)
 
 
 def cache_folders(root: Path) -> list[Path]:

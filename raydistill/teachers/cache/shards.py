@@ -1,34 +1,30 @@
 """One shard as a Parquet file: how rows become columns and back.
 
-An output is a ``FixedSizeBinary`` column of little-endian numbers whose dtype and shape stand in the field's
-metadata: on the way in and out it is one buffer, with no Python object for a row.
+The numbers of an output are one buffer on the way in and out, with no Python object for a row; ``codec`` says which
+columns they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydistill.errors import CacheError
+from raydistill.teachers.cache.codec import Array, Codec, codec_of, columns_of
 from raydistill.teachers.cache.manifest import REPAIR, Content, ShardRecord, shard_name, shard_path
-
-Array = np.ndarray[Any, Any]
 
 SAMPLE_ID = "sample_id"
 VIEW_ID = "view_id"
 _BOX = ("crop_top", "crop_left", "crop_height", "crop_width")
 _CUTOUT = ("cutout_row", "cutout_column")
 _PLACE = b"raydistill"
-_STORED = {"float16": "<f2", "float32": "<f4"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,6 @@ class Place:
     def name(self) -> str:
         """The shard's file name."""
         return shard_name(self.view, self.first)
-
-
-def stored_dtype(content: Content) -> np.dtype[Any]:
-    """Return the dtype of the stored numbers."""
-    return np.dtype(_STORED[content.dtype])
 
 
 def ids_sha256(ids: Array) -> str:
@@ -81,10 +72,12 @@ def encode(
         for field, column in _drawn(content, parameters, len(ids)):
             fields.append(field)
             columns.append(column)
-    for name, shape in content.teacher.outputs.items():
-        stored = _stored(content, place, ids, name, outputs[name])
-        fields.append(_field(name, shape, content))
-        columns.append(pa.FixedSizeBinaryArray.from_buffers(fields[-1].type, len(ids), [None, pa.py_buffer(stored)]))
+    for name in content.teacher.outputs:
+        codec = codec_of(content, name)
+        _check_storable(codec, place, ids, name, outputs[name])
+        for field, column in codec.encode(name, outputs[name]):
+            fields.append(field)
+            columns.append(column)
     schema = pa.schema(fields, metadata={_PLACE: _place_text(place)})
     sink = pa.BufferOutputStream()
     # Floats gain nothing from dictionaries or statistics; page checksums let every read see damage.
@@ -92,7 +85,7 @@ def encode(
         pa.Table.from_arrays(columns, schema=schema),
         sink,
         row_group_size=len(ids),
-        compression="none",
+        compression=content.compression,
         use_dictionary=False,
         write_statistics=[SAMPLE_ID, VIEW_ID],
         write_page_checksum=True,
@@ -101,13 +94,13 @@ def encode(
 
 
 def read_outputs(folder: Path, content: Content, record: ShardRecord, names: Sequence[str]) -> dict[str, Array]:
-    """Read outputs of one shard: name -> [rows, *shape] in the storage dtype, read-only.
+    """Read outputs of one shard: name -> [rows, *shape] in the codec's dtype, perhaps read-only.
 
     Raises:
         CacheError: naming the shard that is missing or damaged.
     """
-    table = read_columns(folder, record, names)
-    return {name: _decode(table.column(name), content, name) for name in names}
+    table = read_columns(folder, record, columns_of(content, names))
+    return {name: codec_of(content, name).decode(name, table) for name in names}
 
 
 def read_columns(folder: Path, record: ShardRecord, names: Sequence[str] | None) -> pa.Table:
@@ -146,51 +139,35 @@ def damaged(path: Path, reason: str) -> CacheError:
 
 def plain_columns(content: Content, table: pa.Table) -> dict[str, Array]:
     """Turn a shard's table into arrays; outputs become float32 [rows, *shape]."""
+    outputs = content.teacher.outputs
+    parts = {part for name in outputs for part in codec_of(content, name).columns(name)[1:]}
     found: dict[str, Array] = {}
     for name in table.column_names:
-        if name in content.teacher.outputs:
-            found[name] = _decode(table.column(name), content, name).astype(np.float32)
-        else:
+        if name in outputs:
+            found[name] = codec_of(content, name).decode(name, table).astype(np.float32)
+        elif name not in parts:
             found[name] = table.column(name).to_numpy()
     return found
 
 
 def row_bytes(content: Content) -> int:
-    """Return the bytes of one row before Parquet's own small overhead."""
-    numbers = sum(math.prod(shape) for shape in content.teacher.outputs.values())
-    return 8 + 2 + (9 if content.views else 0) + numbers * stored_dtype(content).itemsize
+    """Return the bytes of one row before compression and Parquet's own small overhead."""
+    numbers = sum(codec_of(content, name).row_bytes for name in content.teacher.outputs)
+    return 8 + 2 + (9 if content.views else 0) + numbers
 
 
-def _decode(column: pa.ChunkedArray, content: Content, name: str) -> Array:
-    """View the buffers of a column as one array [rows, *shape]; a copy is made only of several chunks."""
-    shape = content.teacher.outputs[name]
-    width, dtype = math.prod(shape), stored_dtype(content)
-    parts = [
-        np.frombuffer(chunk.buffers()[1], dtype, len(chunk) * width, chunk.offset * width * dtype.itemsize)
-        for chunk in column.chunks
-    ]
-    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return whole.reshape(-1, *shape)
-
-
-def _stored(content: Content, place: Place, ids: Array, name: str, values: Array) -> Array:
-    """Cast to the storage dtype, refusing what would be silently lost."""
-    with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(values, dtype=stored_dtype(content))
-    if np.isfinite(stored).all():
-        return stored
-    row = int((~np.isfinite(stored.reshape(len(ids), -1))).any(axis=1).argmax())
+def _check_storable(codec: Codec, place: Place, ids: Array, name: str, values: Array) -> None:
+    """Refuse what would be silently lost."""
+    # Comparisons with NaN are false, and minimum and maximum pass it on: no copy is needed to find it.
+    if -codec.limit < values.min() and values.max() < codec.limit:
+        return
+    flat = values.reshape(len(ids), -1)
+    row = int((~(np.abs(flat) < codec.limit)).any(axis=1).argmax())
     where = f"teacher output '{name}' of sample {int(ids[row])} in view {place.view}"
-    if np.isfinite(values[row]).all():
-        largest = float(np.abs(values[row]).max())
+    if np.isfinite(flat[row]).all():
+        largest = float(np.abs(flat[row]).max())
         raise CacheError(f"{where} reaches {largest:.4g}, more than float16 holds; set cache.dtype=float32")
     raise CacheError(f"{where} is not finite: the teacher's weights or the images are broken")
-
-
-def _field(name: str, shape: tuple[int, ...], content: Content) -> pa.Field:
-    dtype = stored_dtype(content)
-    described = {"dtype": dtype.str, "shape": json.dumps(list(shape))}
-    return pa.field(name, pa.binary(math.prod(shape) * dtype.itemsize), nullable=False, metadata=described)
 
 
 def _drawn(content: Content, parameters: Mapping[str, Array] | None, rows: int) -> list[tuple[pa.Field, pa.Array]]:

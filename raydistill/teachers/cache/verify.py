@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raydistill.errors import CacheError
+from raydistill.teachers.cache.codec import Array
 from raydistill.teachers.cache.files import file_sha256
 from raydistill.teachers.cache.manifest import (
     REPAIR,
@@ -22,7 +23,6 @@ from raydistill.teachers.cache.manifest import (
 from raydistill.teachers.cache.shards import (
     SAMPLE_ID,
     VIEW_ID,
-    Array,
     check_footer,
     damaged,
     ids_sha256,

@@ -1,0 +1,169 @@
+"""Choosing a teacher from caches alone, before any student is trained."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raydistill.data.datasets import load_train, split_train
+from raydistill.errors import CacheError, ConfigError, DataError
+from raydistill.evaluation.clusters import cluster_accuracy, cluster_to_class
+from raydistill.evaluation.neighbours import knn_accuracy
+from raydistill.evaluation.similarity import linear_cka, neighbour_overlap
+from raydistill.teachers.cache.read import TeacherCache
+
+if TYPE_CHECKING:
+    from raydistill.config import Experiment
+
+_LINEAR_ITERATIONS = 300
+_CLUSTER_STARTS = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A teacher's cached output on held-out images: percentages of images that were classified rightly.
+
+    ``knn``: weighted vote of ``evaluate.k`` neighbours. ``linear``: logistic regression on standardised features.
+    ``clusters``: k-means with one cluster for each class, matched to classes. ``score`` is their mean.
+    """
+
+    path: str
+    model: str
+    width: int
+    knn: float
+    linear: float
+    clusters: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates, the best first, and how many images they were fitted on and judged by."""
+
+    output: str
+    fitted: int
+    held_out: int
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How alike two teachers see the same images: shares from 0 to 1.
+
+    ``overlap`` is the mean share of common ones among ``k`` nearest neighbours, ``chance`` that of unrelated features.
+    """
+
+    a: str
+    b: str
+    output: str
+    images: int
+    k: int
+    overlap: float
+    chance: float
+    cka: float
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    features: Tensor
+    labels: Tensor
+
+
+def rank(experiment: Experiment, paths: Iterable[str | Path], *, output: str = "embedding") -> Ranking:
+    """Rank caches of different teachers by what their evaluation views tell of the classes.
+
+    A cache holds no labels: they come from the experiment's data, which must be what the caches were built from. The
+    teachers are fitted on its training split and judged by its validation split; test images are not looked at.
+
+    Raises:
+        CacheError: if a cache is damaged, lacks the output, or is of other images.
+        DataError: if the data have no labels, or no validation split can be carved.
+        ConfigError: if no cache is given.
+    """
+    images = load_train(experiment.data.of_teacher)
+    if images.labels is None:
+        raise DataError(f"data set '{experiment.data.name}' has no labels to rank teachers with")
+    if int(images.labels.min()) == int(images.labels.max()):
+        raise DataError(f"data set '{experiment.data.name}' has one class alone, which tells nothing of teachers")
+    fingerprint, splits = images.fingerprint(), split_train(images, experiment.data)
+    candidates = []
+    for path in paths:
+        cache = TeacherCache.open(path)
+        if cache.manifest.content.data.fingerprint != fingerprint:
+            raise CacheError(f"{path}: not a cache of the images of this experiment's section 'data'")
+        fitted, held_out = (
+            _Labelled(_features(cache, output, part.ids), part.labels)
+            for part in (splits.train, splits.validation)
+            if part.labels is not None
+        )
+        candidates.append(_judge(cache, fitted, held_out, experiment, images.num_classes))
+    if not candidates:
+        raise ConfigError("name at least one cache to rank")
+    candidates.sort(key=lambda found: -found.score)
+    return Ranking(output, len(splits.train), len(splits.validation), tuple(candidates))
+
+
+def difference(a: str | Path, b: str | Path, *, output: str = "embedding", k: int = 10) -> Difference:
+    """Compare the evaluation views of two caches of the same images.
+
+    Raises:
+        CacheError: if a cache is damaged, lacks the output, or they are of different images.
+        ConfigError: if there are not more than ``k`` images.
+    """
+    one, other = TeacherCache.open(a), TeacherCache.open(b)
+    if one.manifest.content.data != other.manifest.content.data:
+        raise CacheError(f"{a} and {b} are caches of different images, so they cannot be compared")
+    left, right = (_features(cache, output, one.ids) for cache in (one, other))
+    if not 1 <= k < len(left):
+        raise ConfigError(f"-k {k}: must be from 1 to {len(left) - 1}, one less than the images")
+    try:
+        overlap, cka = neighbour_overlap(left, right, k=k), linear_cka(left, right)
+    except ValueError as error:
+        raise CacheError(f"{a} and {b}: {error}") from None
+    return Difference(str(a), str(b), output, len(left), k, overlap, k / (len(left) - 1), cka)
+
+
+def _features(cache: TeacherCache, output: str, ids: object) -> Tensor:
+    return cache.read(torch.as_tensor(ids), outputs=[output])[output].flatten(1)
+
+
+def _judge(
+    cache: TeacherCache, fitted: _Labelled, held_out: _Labelled, experiment: Experiment, num_classes: int
+) -> Candidate:
+    parts = fitted.features, fitted.labels, held_out.features, held_out.labels
+    knn = knn_accuracy(*parts, k=experiment.evaluate.k, num_classes=num_classes)
+    linear = _linear(fitted, held_out)
+    clusters = _clusters(fitted, held_out, num_classes, experiment.seed)
+    score = (knn + linear + clusters) / 3
+    model, width = cache.manifest.content.teacher.model, fitted.features.shape[1]
+    return Candidate(str(cache.path), model, width, knn, linear, clusters, score)
+
+
+def _linear(fitted: _Labelled, held_out: _Labelled) -> float:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_LINEAR_ITERATIONS))
+    with warnings.catch_warnings():
+        # Separable classes never converge; all candidates get the same number of iterations.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(fitted.features.numpy(), fitted.labels.numpy())
+    return 100.0 * float(model.score(held_out.features.numpy(), held_out.labels.numpy()))
+
+
+def _clusters(fitted: _Labelled, held_out: _Labelled, num_classes: int, seed: int) -> float:
+    from sklearn.cluster import KMeans
+
+    count = min(num_classes, len(fitted.labels))
+    kmeans = KMeans(count, n_init=_CLUSTER_STARTS, random_state=seed)
+    before, after = (torch.nn.functional.normalize(part.features, dim=1).numpy() for part in (fitted, held_out))
+    classes = cluster_to_class(torch.from_numpy(kmeans.fit_predict(before)), fitted.labels, num_classes=num_classes)
+    return cluster_accuracy(torch.from_numpy(kmeans.predict(after)), held_out.labels, classes)
