@@ -19,6 +19,7 @@ WHOLE_COMMANDS = ("test_build.py", "test_cli.py", "test_demo.py", "test_sweep.py
 """Files whose tests start commands, and so Rays, of their own."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that spreads the tests reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep all that needs Ray in one of the test processes: one shared Ray, and not two sets of workers at a time.
 
