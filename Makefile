@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/raydistill demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -15,23 +15,29 @@ from raydistill.config import Experiment, parse_experiment
 os.environ.pop("RAY_ADDRESS", None)
 
 
-WHOLE_COMMANDS = ("test_build.py", "test_cli.py", "test_demo.py", "test_sweep.py", "test_trainer.py")
+TESTS = Path(__file__).parent
+WHOLE_COMMANDS = {"test_cli.py", "test_demo.py", "test_sweep.py", "test_trainer.py"}
 """Files whose tests start commands, and so Rays, of their own."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that spreads the tests reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all that needs Ray in one of the test processes: one shared Ray, and not two sets of workers at a time.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep all that needs Ray in one of the test processes: one shared Ray, and not two sets of workers at a time."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    They come first, since together they take the longest.
-    """
-    for item in filter(_needs_ray, items):
-        item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: not _needs_ray(item))
+    class RayTogether(LoadScopeScheduling):
+        """Every test goes where there is room, but those that need Ray stay together."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = config.rootpath / nodeid.partition("::")[0]
+            return "ray" if file in with_ray else nodeid
+
+    with_ray = {file for file in TESTS.rglob("test_*.py") if _needs_ray(file)}
+    return RayTogether(config, log)
 
 
-def _needs_ray(item: pytest.Item) -> bool:
-    return "ray_session" in getattr(item, "fixturenames", ()) or item.path.name in WHOLE_COMMANDS
+def _needs_ray(file: Path) -> bool:
+    return file.name in WHOLE_COMMANDS or file.parent.name == "teachers" or "ray_session" in file.read_text("utf-8")
 
 
 @pytest.fixture(scope="session")
