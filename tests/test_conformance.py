@@ -114,16 +114,17 @@ def test_state_survives_saving(method: Method) -> None:
 
 
 @each_case
-def test_half_precision_gives_finite_single_precision(method: Method) -> None:
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_gives_finite_single_precision(method: Method, half: torch.dtype) -> None:
     objective = Objective({"case": method}, setting_of(method))
     step = step_of(objective, 0, student=tiny_student().double())
 
     def halve(outputs: Mapping[int, Outputs]) -> dict[int, dict[str, torch.Tensor]]:
-        return {v: {name: value.detach().bfloat16() for name, value in o.items()} for v, o in outputs.items()}
+        return {v: {name: value.detach().to(half) for name, value in o.items()} for v, o in outputs.items()}
 
     images = {view: value.float() for view, value in step.views.items()}
     mixed = Step(images, halve(step.student), (halve(step.teacher),), step.columns)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=half):
         loss = objective(mixed)
     assert loss.total.dtype == torch.float32
     assert torch.isfinite(loss.total)
