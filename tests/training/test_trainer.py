@@ -77,6 +77,7 @@ def test_two_workers_share_the_global_batch(tmp_path: Path) -> None:
     assert json.loads((Path(result["run"]) / "metrics.jsonl").read_text().splitlines()[-1])["train/loss"] < 3.0
 
 
+@pytest.mark.slow
 def test_two_workers_run_the_stages_before_distillation(tmp_path: Path, teacher_weights: Path) -> None:
     staged = {"ab": {"pretrain_epochs": 2}, "ft": {"pretrain_epochs": 2, "pretrain_lr": 0.1, "weight": 10.0}}
     teacher = teaching(teacher_weights) | {"source": "live"}
@@ -88,6 +89,7 @@ def test_two_workers_run_the_stages_before_distillation(tmp_path: Path, teacher_
     assert [record["epoch"] for record in folder.history()] == [1, 2]
 
 
+@pytest.mark.slow
 def test_networks_that_teach_each_other_share_the_global_batch_too(tmp_path: Path) -> None:
     methods = {"ce": {}, "dml": {}, "crd": {"negatives": 32, "dimension": 16}}
     result = train(digits(tmp_path, scale={"workers": 2}, peers=[{"model": "wrn_16_1"}], methods=methods))
