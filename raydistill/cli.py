@@ -166,7 +166,7 @@ def _tell_method(kind: str, name: str, as_json: bool) -> None:
     if kind != "methods":
         raise ConfigError(f"list {kind} {name}: only methods can be told about one by one")
     about = describe(name)
-    print("\n".join(lines(name)))
+    print("\n".join(lines(about)))
     _finish(asdict(about), as_json, quiet=True)
 
 

@@ -81,8 +81,7 @@ class BankContrast(BaseModel):
 
     def needs(self) -> Needs:
         """Embeddings on both sides and the samples' positions."""
-        embedding = {0: frozenset({"embedding"})}
-        return Needs(student=embedding, teacher=embedding, columns=frozenset({"index"}))
+        return Needs.of_both_sides("embedding", columns=frozenset({"index"}))
 
     def check(self, setting: Setting) -> None:
         """There must be enough samples to draw the negatives from."""

@@ -59,6 +59,12 @@ class Needs:
     columns: frozenset[str] = frozenset()
     draws: Mapping[int, Draw] = field(default_factory=dict)
 
+    @classmethod
+    def of_both_sides(cls, output: str, *, columns: frozenset[str] = frozenset()) -> Needs:
+        """One output of view 0, of the student and of the teacher."""
+        named = {0: frozenset({output})}
+        return cls(student=named, teacher=named, columns=columns)
+
     def __or__(self, other: Needs) -> Needs:
         """Union of two needs. Raises ``ConfigError`` where both say how a view is drawn, and differently."""
         for view in {*self.draws} & {*other.draws}:

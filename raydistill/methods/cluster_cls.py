@@ -52,8 +52,7 @@ class ClusterClassification(Method):
 
     def needs(self) -> Needs:
         """Embeddings on both sides; before distillation the teacher's and the samples' positions."""
-        embedding = {0: frozenset({"embedding"})}
-        return Needs(student=embedding, teacher=embedding, columns=frozenset({"index"}))
+        return Needs.of_both_sides("embedding", columns=frozenset({"index"}))
 
     def check(self, setting: Setting) -> None:
         """An epoch must bring as many samples as there are clusters."""

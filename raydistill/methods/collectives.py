@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from raydistill.lazy import Tensor, torch
 
+PUBLISHED_BATCH = 64
+"""Global batch at which published weights hold of losses that fall like 1 / B."""
+
 
 def world_size() -> int:
     """Number of workers that train together."""

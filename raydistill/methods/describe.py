@@ -41,13 +41,12 @@ def describe(name: str) -> Description:
         student="; ".join(part for part in (_outputs(needs.student), _images(needs), columns) if part),
         teacher=_outputs(needs.teacher) or "none",
         cache=_cache(needs),
-        parameters={field: _parameter(kind, field) for field in kind.model_fields},
+        parameters=_parameters(kind),
     )
 
 
-def lines(name: str) -> Iterator[str]:
+def lines(about: Description) -> Iterator[str]:
     """The description as plain text."""
-    about = describe(name)
     yield f"{about.name}: {about.paper}"
     yield f"    {about.equation}"
     yield ""
@@ -92,11 +91,13 @@ def _cache(needs: Needs) -> str:
     return "yes" if wanted <= _CACHED else "large: whole feature maps; run the teacher live"
 
 
-def _parameter(kind: type[Method], field: str) -> tuple[str, str]:
-    schema = kind.model_json_schema()
-    found = schema["properties"][field]
-    default = kind.model_fields[field].default
-    return _allowed(found), "none" if default is None else str(default)
+def _parameters(kind: type[Method]) -> dict[str, tuple[str, str]]:
+    schemas = kind.model_json_schema()["properties"]
+    defaults = {field: info.default for field, info in kind.model_fields.items()}
+    return {
+        field: (_allowed(schemas[field]), "none" if default is None else str(default))
+        for field, default in defaults.items()
+    }
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:

@@ -9,12 +9,11 @@ from pydantic import Field
 
 from raydistill.lazy import F, Tensor, nn, torch
 from raydistill.methods.base import Loss, Method, Momentum, Needs, Setting, Step, Temperature
-from raydistill.methods.collectives import mean_over_ranks
 from raydistill.methods.crops import over_other_views, soft_cross_entropy
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.prototypes import assignment_entropy
 from raydistill.methods.schedules import warm_up
-from raydistill.methods.self_distillation import SelfDistillation
+from raydistill.methods.self_distillation import SelfDistillation, move_center
 
 
 def dino_loss(
@@ -104,8 +103,7 @@ class DINO(SelfDistillation, Method):
 
     def after_step(self, parts: Any, student: nn.Module, carry: Mapping[str, Any]) -> None:
         """Move the centre by the global batch, then the teacher."""
-        center = parts["center"]
-        center.set(torch.lerp(mean_over_ranks(carry["mean"]).to(center.value), center.value, self.center_momentum))
+        move_center(parts["center"], carry["mean"], self.center_momentum)
         parts["teacher"].follow(student, parts["head"], carry["momentum"])
 
     def teacher_temperature_at(self, epoch: int) -> float:

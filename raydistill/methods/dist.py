@@ -74,8 +74,7 @@ class DIST(Method):
 
     def needs(self) -> Needs:
         """Logits on both sides."""
-        logits = {0: frozenset({"logits"})}
-        return Needs(student=logits, teacher=logits)
+        return Needs.of_both_sides("logits")
 
     def needs_every_logit(self) -> str | None:
         """Correlations see the fill."""

@@ -11,6 +11,7 @@ from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperat
 from raydistill.methods.kd import kd_loss
 from raydistill.methods.logits import check_equal_classes, logits_of_student, logits_of_teachers
 from raydistill.methods.precision import at_least_float32, no_autocast
+from raydistill.methods.schedules import grown
 
 
 def dkd_loss(
@@ -74,8 +75,7 @@ class DKD(Method):
 
     def needs(self) -> Needs:
         """Logits on both sides and labels."""
-        logits = {0: frozenset({"logits"})}
-        return Needs(student=logits, teacher=logits, columns=frozenset({"label"}))
+        return Needs.of_both_sides("logits", columns=frozenset({"label"}))
 
     def needs_every_logit(self) -> str | None:
         """The second term sees the fill."""
@@ -95,5 +95,4 @@ class DKD(Method):
             beta=self.beta,
             temperature=self.temperature,
         )
-        # Epochs count from 0 here and from 1 in the authors' code, whose first epoch is not without a loss.
-        return Loss(total * min((step.epoch + 1) / self.warmup, 1.0) if self.warmup else total)
+        return Loss(total * grown(step.epoch, self.warmup))

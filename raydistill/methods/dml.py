@@ -25,8 +25,7 @@ class DML(Method):
 
     def needs(self) -> Needs:
         """Logits on both sides."""
-        logits = {0: frozenset({"logits"})}
-        return Needs(student=logits, teacher=logits)
+        return Needs.of_both_sides("logits")
 
     def check(self, setting: Setting) -> None:
         """All networks must have the same classes."""

@@ -70,8 +70,7 @@ class KD(Method):
 
     def needs(self) -> Needs:
         """Logits on both sides."""
-        logits = {0: frozenset({"logits"})}
-        return Needs(student=logits, teacher=logits)
+        return Needs.of_both_sides("logits")
 
     def needs_every_logit(self) -> str | None:
         """Only the small probabilities change, unless logits are standardised."""

@@ -6,10 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import Tensor, torch
 from raydistill.methods.base import Loss, Method, Needs, Step, Weight
-from raydistill.methods.collectives import gather_rows, gather_with_grad
+from raydistill.methods.collectives import PUBLISHED_BATCH, gather_rows, gather_with_grad
 from raydistill.methods.precision import at_least_float32, no_autocast
 
-_PUBLISHED_BATCH = 64
 _EPSILON = 1e-7
 
 
@@ -57,13 +56,12 @@ class PKT(Method):
 
     def needs(self) -> Needs:
         """Embeddings on both sides."""
-        embedding = {0: frozenset({"embedding"})}
-        return Needs(student=embedding, teacher=embedding)
+        return Needs.of_both_sides("embedding")
 
     def loss(self, step: Step, parts: Any) -> Loss:
         """Relation of all pairs of the global batch."""
         student = gather_with_grad(step.student[0]["embedding"])
         total = pkt_loss(student, gather_rows(step.teacher[0]["embedding"]))
         if self.variant == "paper":
-            total = total * (len(student) / _PUBLISHED_BATCH)
+            total = total * (len(student) / PUBLISHED_BATCH)
         return Loss(total)

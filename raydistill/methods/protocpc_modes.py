@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from raydistill.errors import ConfigError
 from raydistill.lazy import Tensor, nn, torch
 from raydistill.methods.base import Needs, Setting, Step
-from raydistill.methods.collectives import mean_over_ranks
 from raydistill.methods.contrast import unit
 from raydistill.methods.crops import GLOBAL_CROPS, over_other_views
+from raydistill.methods.logits import check_equal_classes
 from raydistill.methods.prototypes import assignment_entropy
+from raydistill.methods.self_distillation import move_center
 
 if TYPE_CHECKING:
     from raydistill.methods.protocpc import ProtoCPC
@@ -76,17 +77,11 @@ class Supervised(Mode):
 
     def needs(self, method: ProtoCPC) -> Needs:
         """Logits on both sides."""
-        logits = {0: frozenset({"logits"})}
-        return Needs(student=logits, teacher=logits)
+        return Needs.of_both_sides("logits")
 
     def check(self, method: ProtoCPC, setting: Setting) -> None:
         """Both sides must score the same prototypes."""
-        student, teacher = setting.student["logits"], setting.teacher["logits"]
-        if student != teacher:
-            raise ConfigError(
-                f"methods.{method.name}: student and teacher must have equally many logits,"
-                f" not {student[0]} and {teacher[0]}"
-            )
+        check_equal_classes(method.name, setting)
 
     def count(self, method: ProtoCPC, setting: Setting) -> int:
         """Number of classes."""
@@ -186,8 +181,7 @@ class Self(Mode):
     def after_step(self, method: ProtoCPC, parts: Any, student: nn.Module, carry: Mapping[str, Any]) -> None:
         """Move the centre by the global batch, then the teacher."""
         if method.centering:
-            center = parts["center"]
-            center.set(torch.lerp(mean_over_ranks(carry["mean"]).to(center.value), center.value, _CENTER_MOMENTUM))
+            move_center(parts["center"], carry["mean"], _CENTER_MOMENTUM)
         parts["teacher"].follow(student, parts["head"], carry["momentum"])
 
 

@@ -22,8 +22,7 @@ class Regression(Method):
 
     def needs(self) -> Needs:
         """Embeddings on both sides."""
-        embedding = {0: frozenset({"embedding"})}
-        return Needs(student=embedding, teacher=embedding)
+        return Needs.of_both_sides("embedding")
 
     def parts(self, setting: Setting) -> nn.ModuleDict:
         """The head, trained."""

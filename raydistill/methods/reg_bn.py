@@ -32,8 +32,7 @@ class RegressionBN(Method):
 
     def needs(self) -> Needs:
         """Embeddings on both sides."""
-        embedding = {0: frozenset({"embedding"})}
-        return Needs(student=embedding, teacher=embedding)
+        return Needs.of_both_sides("embedding")
 
     def check(self, setting: Setting) -> None:
         """A batch of one has no variance."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from raydistill.lazy import F, Tensor, nn, torch
 from raydistill.methods.base import Loss, Method, Needs, Setting, Step
 from raydistill.methods.precision import at_least_float32, no_autocast
+from raydistill.methods.schedules import grown
 from raydistill.methods.stages import SeveralStages
 
 _PYRAMID = (4, 2, 1)
@@ -82,8 +83,7 @@ class ReviewKD(SeveralStages, Method):
 
     def needs(self) -> Needs:
         """Maps and embeddings on both sides."""
-        embedding = {0: frozenset({"embedding"})}
-        return super().needs() | Needs(student=embedding, teacher=embedding)
+        return super().needs() | Needs.of_both_sides("embedding")
 
     def parts(self, setting: Setting) -> nn.ModuleDict:
         """The fusion of each level, the deepest last."""
@@ -111,8 +111,4 @@ class ReviewKD(SeveralStages, Method):
             fused, deeper = level(student, deeper, teacher.shape[2:])
             reviewed.insert(0, fused)
         error = hcl_loss(reviewed, teachers)
-        return Loss(error * self._warm_up(step.epoch), terms={"review": error})
-
-    def _warm_up(self, epoch: int) -> float:
-        """Share of the weight in an epoch, counted from 0."""
-        return min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        return Loss(error * grown(step.epoch, self.warmup_epochs), terms={"review": error})

@@ -92,8 +92,7 @@ class RKD(Method):
 
     def needs(self) -> Needs:
         """Embeddings on both sides."""
-        embedding = {0: frozenset({"embedding"})}
-        return Needs(student=embedding, teacher=embedding)
+        return Needs.of_both_sides("embedding")
 
     def loss(self, step: Step, parts: Any) -> Loss:
         """Relation of all pairs and triplets of the global batch."""

@@ -7,11 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import Tensor, torch
 from raydistill.methods.base import Loss, Method, Step, Weight
-from raydistill.methods.collectives import gather_rows, gather_with_grad
+from raydistill.methods.collectives import PUBLISHED_BATCH, gather_rows, gather_with_grad
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.stages import OneStage, StageNumber
 
-_PUBLISHED_BATCH = 64
 _EPSILON = 1e-12
 
 
@@ -68,5 +67,5 @@ class SP(OneStage, Method):
         teachers = [gather_rows(maps) for maps in self.teacher_maps(step)]
         total = sp_loss(students, teachers)
         if self.variant == "paper":
-            total = total * (len(students[0]) / _PUBLISHED_BATCH)
+            total = total * (len(students[0]) / PUBLISHED_BATCH)
         return Loss(total)

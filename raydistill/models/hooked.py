@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from raydistill.errors import ConfigError, did_you_mean
-from raydistill.models.taps import DEFAULT_OUTPUTS, EMBEDDING, LOGITS, Tapped, blank_images, evaluating
+from raydistill.models.taps import DEFAULT_OUTPUTS, EMBEDDING, LOGITS, Tapped, blank_images, evaluating, share_parts
 
 _MAP_DIMENSIONS = 4
 _TOKEN_DIMENSIONS = 3
@@ -76,17 +76,10 @@ class HookedNetwork(Tapped):
                 it there are none.
         """
         super().__init__()
-        # The parts are shared with the network instead of holding it as a child: every parameter then keeps
-        # the name that it has in the library, and the library's checkpoints load unchanged.
-        self._modules = network._modules
-        self._parameters = network._parameters
-        self._buffers = network._buffers
-        self._non_persistent_buffers_set = network._non_persistent_buffers_set
-        self.__dict__["_network"] = network
+        share_parts(self, network)
         self._classifier = classifier
         self._image_shape = image_shape
         self._stages: tuple[_Stage, ...] | None = None
-        self.training = network.training
 
     def train(self, mode: bool = True) -> HookedNetwork:
         """Set the mode of all parts and of the network that ties them together."""

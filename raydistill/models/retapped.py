@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from raydistill.errors import ConfigError, did_you_mean
-from raydistill.models.taps import DEFAULT_OUTPUTS, EMBEDDING, LOGITS, Tapped, pool
+from raydistill.models.taps import DEFAULT_OUTPUTS, EMBEDDING, LOGITS, Tapped, pool, share_parts
 from raydistill.models.zoo import split_tap
 
 _EXTRA_TOKENS = (0, 1, 2)  # none, a class token, a class and a distillation token
@@ -51,14 +51,8 @@ class RetappedNetwork(Tapped):
             ConfigError: if the network has no module of that path.
         """
         super().__init__()
-        # Shared, not held as a child: names of parameters must stay those of the checkpoints.
-        self._modules = network._modules
-        self._parameters = network._parameters
-        self._buffers = network._buffers
-        self._non_persistent_buffers_set = network._non_persistent_buffers_set
-        self.__dict__["_network"] = network
+        share_parts(self, network)
         self._taps = {name: split_tap(name, path) for name, path in taps.items()}
-        self.training = network.training
         known = [path for path, _ in network.named_modules() if path]
         for name, (path, _) in self._taps.items():
             if path not in known:

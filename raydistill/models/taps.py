@@ -57,6 +57,19 @@ class Tapped(nn.Module):
         return {name: tuple(value.shape[1:]) for name, value in found.items()}
 
 
+def share_parts(wrapper: nn.Module, network: nn.Module) -> None:
+    """Give a wrapper the network's own parts instead of the network as a child.
+
+    Every parameter then keeps the name that it has in the network, and checkpoints load unchanged.
+    """
+    wrapper._modules = network._modules
+    wrapper._parameters = network._parameters
+    wrapper._buffers = network._buffers
+    wrapper._non_persistent_buffers_set = network._non_persistent_buffers_set
+    wrapper.__dict__["_network"] = network
+    wrapper.training = network.training
+
+
 class StagedNetwork(Tapped):
     """A network made of stages, a pooled embedding and one linear classifier.
 

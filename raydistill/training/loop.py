@@ -36,7 +36,7 @@ def fit(session: Session, report: Report, progress: Progress = lambda values: No
         trained = time.monotonic() - started
         metrics |= validate(session)
         batch_size = session.experiment.train.batch_size
-        images = session.data.steps_per_epoch(batch_size) * min(batch_size, len(session.data))
+        images = session.steps_per_epoch * min(batch_size, len(session.data))
         metrics |= {"images_per_s": images / trained, "seconds": time.monotonic() - started}
         metrics |= {"teacher_forwards": session.teacher_forwards} if session.teachers else {}
         session.epoch = epoch + 1
@@ -46,16 +46,9 @@ def fit(session: Session, report: Report, progress: Progress = lambda values: No
 def train_epoch(session: Session, epoch: int, progress: Progress) -> Metrics:
     """Run one epoch; return ``train/loss``, ``train/<label>`` and the learning rate."""
     config = session.experiment.train
-    meter = Meter(progress, epoch, session.data.steps_per_epoch(config.batch_size), config.batch_size)
+    meter = Meter(progress, epoch, session.steps_per_epoch, config.batch_size)
     session.model.train()
-    batches = session.data.batches(
-        epoch,
-        seed=session.experiment.seed,
-        batch_size=config.batch_size,
-        rank=session.rank,
-        world_size=session.world_size,
-    )
-    for positions in batches:
+    for positions in session.batches(epoch):
         step = session.draw(positions, epoch)
         with autocast(session):
             loss = session.model(step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,21 @@ class Session:
         return self.data.images.device
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return self.data.steps_per_epoch(self.experiment.train.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Positions of this worker's part of each batch of an epoch, int64 [B]."""
+        return self.data.batches(
+            epoch,
+            seed=self.experiment.seed,
+            batch_size=self.experiment.train.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    @property
     def teacher_forwards(self) -> int:
         """Images that went through teachers so far."""
         return sum(teacher.forwards for teacher in self.teachers)
@@ -65,8 +80,7 @@ class Session:
     @property
     def progress(self) -> float:
         """Share of all steps of the run that are done, 0 to 1."""
-        train = self.experiment.train
-        return self.schedule.last_epoch / (train.epochs * self.data.steps_per_epoch(train.batch_size))
+        return self.schedule.last_epoch / (self.experiment.train.epochs * self.steps_per_epoch)
 
     def draw(self, positions: Tensor, epoch: int, needs: Needs | None = None) -> Step:
         """Return the step of a batch, with images and teacher outputs but without the student's.

@@ -82,15 +82,8 @@ class _StageRun:
 
     def _train_epoch(self, epoch: int, optimizer: torch.optim.Optimizer | None) -> Metrics:
         session, config, needs = self.session, self.session.experiment.train, self.stage.needs
-        meter = Meter(self._show, epoch, session.data.steps_per_epoch(config.batch_size), config.batch_size)
-        batches = session.data.batches(
-            epoch,
-            seed=session.experiment.seed,
-            batch_size=config.batch_size,
-            rank=session.rank,
-            world_size=session.world_size,
-        )
-        for positions in batches:
+        meter = Meter(self._show, epoch, session.steps_per_epoch, config.batch_size)
+        for positions in session.batches(epoch):
             step = session.draw(positions, epoch, needs)
             with autocast(session):
                 loss = self.stage.loss(replace(step, student=session.distiller.student_outputs(step, needs)))

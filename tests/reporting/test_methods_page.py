@@ -23,4 +23,4 @@ def test_a_description_names_what_a_user_can_set() -> None:
     assert about.parameters["exclude"] == ("instance, class", "class")
     assert (about.teacher, about.cache) == ("embedding", "yes")
     assert "index" in about.student
-    assert any("``variant: code`` divides scores by a constant Z" in line for line in lines("crd"))
+    assert any("``variant: code`` divides scores by a constant Z" in line for line in lines(about))

@@ -11,7 +11,8 @@ import torch
 from raydistill.methods.registry import METHODS, method_class
 from tests.conftest import teaching
 from tests.methods.cases import SMALL
-from tests.training.test_every_method import experiment_of, session_of
+from tests.training.sessions import session_of
+from tests.training.test_every_method import experiment_of
 
 OUTPUTS = ["logits", "embedding", *(f"features/{stage}" for stage in range(4)), *(f"preact/{s}" for s in (1, 2, 3))]
 TAUGHT = [name for name in METHODS if method_class(name)(**SMALL.get(name, {})).needs().teacher]

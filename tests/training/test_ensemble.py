@@ -14,8 +14,8 @@ from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
 from raydistill.training.loop import fit
 from raydistill.training.material import prepare
-from raydistill.training.session import Session, assemble
 from tests.conftest import digits, teaching
+from tests.training.sessions import session_of
 
 METHODS = {"ce": {}, "crd": {"negatives": 32, "dimension": 16}}
 
@@ -34,10 +34,6 @@ def ensemble(folder: Path, weights: Path, other: dict[str, Any], source: str, **
     return digits(
         folder, **({"teacher": first, "ensemble": [other | {"source": source}], "methods": METHODS} | sections)
     )
-
-
-def session_of(experiment: Experiment) -> Session:
-    return assemble(experiment, prepare(experiment), device=torch.device("cpu"))
 
 
 def test_a_term_for_each_teacher(tmp_path: Path, teacher_weights: Path, other_teacher: dict[str, Any]) -> None:

@@ -11,10 +11,9 @@ import torch
 from raydistill.config import Experiment
 from raydistill.methods.registry import METHODS
 from raydistill.training.loop import fit
-from raydistill.training.material import prepare
-from raydistill.training.session import Session, assemble
 from tests.conftest import digits, teaching
 from tests.methods.cases import SMALL
+from tests.training.sessions import session_of
 
 
 def experiment_of(name: str, folder: Path, teacher: dict[str, Any], **sections: Any) -> Experiment:
@@ -25,10 +24,6 @@ def experiment_of(name: str, folder: Path, teacher: dict[str, Any], **sections: 
         "train": {"epochs": 2, "batch_size": 16, "optimizer": {"lr": 0.001}},
     }
     return digits(folder, **(values | sections))
-
-
-def session_of(experiment: Experiment) -> Session:
-    return assemble(experiment, prepare(experiment), device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", METHODS)

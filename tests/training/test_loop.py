@@ -16,14 +16,11 @@ from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.optimisation import learning_rate_factor
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from tests.conftest import digits, teaching
+from tests.training.sessions import assert_equal_states, session_of
 
 KD = {"ce": {"weight": 0.1}, "kd": {"weight": 0.9}}
-
-
-def session_of(experiment: Experiment) -> Session:
-    return assemble(experiment, prepare(experiment), device=torch.device("cpu"))
 
 
 def trained(experiment: Experiment) -> Session:
@@ -71,11 +68,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, 
     assert resumed.epoch == 1
     fit(resumed, lambda metrics, session: session.history.append(metrics))
     assert_equal_states(whole, resumed)
-
-
-def assert_equal_states(left: Session, right: Session) -> None:
-    for name, value in left.distiller.state_dict().items():
-        assert torch.equal(value, right.distiller.state_dict()[name]), name
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

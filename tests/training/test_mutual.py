@@ -22,8 +22,9 @@ from raydistill.training.loop import fit
 from raydistill.training.material import prepare
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from tests.conftest import digits
+from tests.training.sessions import session_of
 
 KD = {"ce": {}, "kd": {"weight": 0.5}}
 CRD = {"ce": {}, "crd": {"negatives": 32, "dimension": 16}}
@@ -33,10 +34,6 @@ VGG, WRN, RESNET = {"model": "vgg8"}, {"model": "wrn_16_1"}, {"model": "resnet8"
 def mutual(folder: Path, **sections: Any) -> Experiment:
     """A resnet8 and another resnet8 on digits, unless said otherwise."""
     return digits(folder, **({"peers": [RESNET], "methods": KD} | sections))
-
-
-def session_of(experiment: Experiment) -> Session:
-    return assemble(experiment, prepare(experiment), device=torch.device("cpu"))
 
 
 def fitted(experiment: Experiment) -> Session:

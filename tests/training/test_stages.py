@@ -26,7 +26,7 @@ from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session, assemble
 from raydistill.training.stages import run_stages
 from tests.conftest import digits, teaching
-from tests.training.test_loop import assert_equal_states, session_of
+from tests.training.sessions import assert_equal_states, session_of
 
 BATCH, EPOCHS = 48, 3
 STAGED = {

@@ -1,0 +1,20 @@
+"""Sessions of an experiment in this process, on the CPU and without Ray."""
+
+from __future__ import annotations
+
+import torch
+
+from raydistill.config import Experiment
+from raydistill.training.material import prepare
+from raydistill.training.session import Session, assemble
+
+
+def session_of(experiment: Experiment) -> Session:
+    """The session that one worker of the experiment would have."""
+    return assemble(experiment, prepare(experiment), device=torch.device("cpu"))
+
+
+def assert_equal_states(left: Session, right: Session) -> None:
+    """Assert that student, heads and the methods' state are the same bit for bit."""
+    for name, value in left.distiller.state_dict().items():
+        assert torch.equal(value, right.distiller.state_dict()[name]), name
