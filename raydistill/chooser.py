@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from raydistill.evaluation.clusters import cluster_accuracy, cluster_to_class
 from raydistill.evaluation.neighbours import knn_accuracy
 from raydistill.evaluation.similarity import linear_cka, neighbour_overlap
 from raydistill.teachers.cache.read import TeacherCache
+from raydistill.teachers.cache.remote import Location
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
@@ -75,7 +75,7 @@ class _Labelled:
     labels: Tensor
 
 
-def rank(experiment: Experiment, paths: Iterable[str | Path], *, output: str = "embedding") -> Ranking:
+def rank(experiment: Experiment, paths: Iterable[str | Location], *, output: str = "embedding") -> Ranking:
     """Rank caches of different teachers by what their evaluation views tell of the classes.
 
     A cache holds no labels: they come from the experiment's data, which must be what the caches were built from. The
@@ -109,7 +109,7 @@ def rank(experiment: Experiment, paths: Iterable[str | Path], *, output: str = "
     return Ranking(output, len(splits.train), len(splits.validation), tuple(candidates))
 
 
-def difference(a: str | Path, b: str | Path, *, output: str = "embedding", k: int = 10) -> Difference:
+def difference(a: str | Location, b: str | Location, *, output: str = "embedding", k: int = 10) -> Difference:
     """Compare the evaluation views of two caches of the same images.
 
     Raises:

@@ -205,14 +205,14 @@ def cache_plan(config: Config, overrides: Overrides = None, as_json: Json = Fals
     from dataclasses import asdict
 
     experiment = _load(config, overrides)
-    from raydistill.teachers.cache.manage import plan
+    from raydistill.teachers.cache.planning import plan
 
     _finish(asdict(plan(experiment)), as_json)
 
 
 @cache_app.command(name="ls")
-def cache_ls(root: Annotated[Path, typer.Argument()] = Path("cache"), as_json: Json = False) -> None:
-    """List the caches below a folder."""
+def cache_ls(root: Annotated[str, typer.Argument()] = "cache", as_json: Json = False) -> None:
+    """List the caches below a folder or a URL."""
     from dataclasses import asdict
 
     from raydistill.teachers.cache.manage import list_caches
@@ -227,16 +227,18 @@ def cache_ls(root: Annotated[Path, typer.Argument()] = Path("cache"), as_json: J
 
 @cache_app.command(name="verify")
 def cache_verify(
-    path: Annotated[Path, typer.Argument()],
+    path: Annotated[str, typer.Argument()],
     full: Annotated[bool, typer.Option("--full", help="Also recompute all hashes and look at every value.")] = False,
     as_json: Json = False,
 ) -> None:
     """Look for damage; exit code 1 where there is some."""
+    from raydistill.teachers.cache.store import location
     from raydistill.teachers.cache.verify import verify
 
-    if not path.is_dir():
+    folder = location(path)
+    if not folder.is_dir():
         raise CacheError(f"{path}: no such folder")
-    problems = verify(path, full=full)
+    problems = verify(folder, full=full)
     for problem in problems:
         print(problem)
     _finish({"ok": not problems, "problems": problems}, as_json, quiet=bool(problems))
@@ -246,7 +248,7 @@ def cache_verify(
 
 @cache_app.command(name="export")
 def cache_export(
-    path: Annotated[Path, typer.Argument()],
+    path: Annotated[str, typer.Argument()],
     out: Annotated[Path, typer.Argument(help="A .parquet (plain lists), .npz or .pt (torch) file.")],
     as_json: Json = False,
 ) -> None:
@@ -259,7 +261,7 @@ def cache_export(
 @cache_app.command(name="rank")
 def cache_rank(
     config: Config,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Caches of the experiment's images.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Caches of the experiment's images.")],
     output: Annotated[str, typer.Option(help="Which of the teachers' outputs.")] = "embedding",
     as_json: Json = False,
 ) -> None:
@@ -278,8 +280,8 @@ def cache_rank(
 
 @cache_app.command(name="diff")
 def cache_diff(
-    a: Annotated[Path, typer.Argument(metavar="A")],
-    b: Annotated[Path, typer.Argument(metavar="B")],
+    a: Annotated[str, typer.Argument(metavar="A")],
+    b: Annotated[str, typer.Argument(metavar="B")],
     output: Annotated[str, typer.Option(help="Which of the teachers' outputs.")] = "embedding",
     k: Annotated[int, typer.Option("-k", help="Neighbours of each image.")] = 10,
     as_json: Json = False,
@@ -293,7 +295,7 @@ def cache_diff(
 
 
 @cache_app.command(name="rm")
-def cache_rm(path: Annotated[Path, typer.Argument()], as_json: Json = False) -> None:
+def cache_rm(path: Annotated[str, typer.Argument()], as_json: Json = False) -> None:
     """Remove a cache; refuses a folder that is none."""
     from raydistill.teachers.cache.manage import remove
 

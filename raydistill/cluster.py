@@ -35,3 +35,21 @@ def ensure_ray(**options: Any) -> None:
         return
     local = {} if joins else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **{**local, **options})
+
+
+def object_store_bytes() -> int:
+    """Return the bytes that the smallest object store of the running Ray's nodes holds."""
+    import ray
+
+    stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return int(min(size for size in stores if size))
+
+
+def quiet_data() -> None:
+    """Leave Ray Data's messages to its log files."""
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if not hasattr(handler, "baseFilename") and "File" not in type(handler).__name__:
+            handler.setLevel(logging.CRITICAL)

@@ -140,9 +140,15 @@ class TeacherConfig(NetworkConfig):
 class CacheConfig(Section):
     """What is kept of the teacher: ``views`` replayable augmentations beside the evaluation view, and which outputs.
 
+    ``root`` is a folder or the URL of one, as ``s3://bucket/folder``; credentials come from the environment (AWS_...).
     ``seed`` decides the pixels of those views; it is not the experiment's seed, so that all seeds share one cache.
     ``int8`` keeps a scale for each row: no number is off by more than 1/254 of the row's largest. ``top_k`` keeps the
-    largest logits alone, for methods that can live with it; ``raydistill cache plan`` says which cannot.
+    largest logits alone, for methods that can live with it; ``raydistill cache plan`` says which cannot. ``actors`` is
+    a number, or the least and the most between which the pool grows with its work and Ray's cluster; several of them
+    share a GPU where ``gpus_per_actor`` is below 1. What is not given is chosen from what Ray has.
+
+    ``read`` says where training keeps the rows: on its device (``resident``), once for each node (``shared``) or on the
+    disk, read ahead of the steps (``stream``); ``auto`` takes the first that has room. Results are the same.
     """
 
     root: str = "cache"
@@ -153,7 +159,18 @@ class CacheConfig(Section):
     compression: Literal["none", "zstd"] = "none"
     top_k: Count | None = None
     shard_rows: Count = 8192
-    actors: Count | None = None
+    actors: Count | tuple[Count, Count] | None = None
+    cpus_per_actor: Count | None = None
+    gpus_per_actor: Positive | None = None
+    read: Literal["auto", "resident", "shared", "stream"] = "auto"
+
+    @model_validator(mode="after")
+    def _possible_actors(self) -> CacheConfig:
+        if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
+            raise ValueError(f"actors: the least, {self.actors[0]}, is more than the most, {self.actors[1]}")
+        if self.gpus_per_actor is not None and self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(f"gpus_per_actor: a part of one GPU or whole ones, not {self.gpus_per_actor:g}")
+        return self
 
     @model_validator(mode="after")
     def _top_k_of_logits(self) -> CacheConfig:
@@ -257,7 +274,7 @@ class Experiment(Section):
             raise ValueError("ensemble: further teachers beside `teacher`, which is not given")
         if not any(method.weight for method in self.methods.values()):
             raise ValueError("methods: at least one needs a weight above 0")
-        if conflict := self._conflicting_views():
+        if conflict := self._conflicting_views() or self._unmixable():
             raise ValueError(conflict)
         if self.train.batch_size % self.scale.workers:
             raise ValueError(
@@ -271,6 +288,25 @@ class Experiment(Section):
             needs_of_stages_too(self.methods.values())
         except ConfigError as error:
             return str(error)
+        return None
+
+    def _unmixable(self) -> str | None:
+        """Say what stands against the mixing that ``data.augment`` asks for."""
+        if self.data.augment.mixing is None:
+            return None
+        field = f"data.augment.{self.data.augment.mixing}"
+        for label, method in self.methods.items():
+            if reason := method.refuses_mixing():
+                return f"methods.{label} cannot take the images that {field} mixes: {reason}; leave out one of the two"
+        needs = self.all_needs
+        if needs.views_are_drawn:
+            return f"{field}: would mix nothing, as the methods draw all their views themselves; leave it out"
+        asked = any(view not in needs.draws for view in needs.teacher)
+        if asked and not self.cache.views and any(teacher.source == "cache" for teacher in self.teachers):
+            return (
+                f"{field}: with cache.views = 0 the cache knows images as they are, not mixed ones; "
+                "set cache.views or teacher.source=live"
+            )
         return None
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
-    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from raydistill.training.run_folder import RunFolder
 
 console = Console(stderr=True, highlight=False)
+
+_PACE_SECONDS = 30.0
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(text: str) -> None:
@@ -93,22 +95,68 @@ def _live_line(progress: Mapping[str, Any], epochs: int, started: float) -> str:
     )
 
 
+class Pace:
+    """Images a second over the last half minute, and the time left.
+
+    Only what was computed while being watched counts: neither rows that were there before, nor the start of Ray and
+    its actors, which ends with the first row.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self._seen: deque[tuple[float, int]] = deque()
+        self._before: int | None = None
+
+    def see(self, done: int, now: float) -> None:
+        """Note the rows that are done at a time in seconds; fewer than before mean that another cache has begun."""
+        if self._before is None or done < self._before or (self._seen and done < self._seen[-1][1]):
+            self._before = done
+            self._seen.clear()
+        if done == (self._seen[-1][1] if self._seen else self._before):
+            return
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] > _PACE_SECONDS:
+            self._seen.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second, or None as long as nobody can tell."""
+        (began, first), (ended, last) = (self._seen[0], self._seen[-1]) if self._seen else ((0.0, 0), (0.0, 0))
+        return (last - first) / (ended - began) if ended > began else None
+
+    def line(self, done: int, total: int) -> str:
+        """Say rows, images a second and the time left."""
+        rate = self.rate
+        pace = "" if rate is None else f"  {rate:.0f} images/s  {_duration((total - done) / rate)} left"
+        return f"{done}/{total} rows{pace}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 @contextmanager
 def rows(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how many rows of a cache are done, with images/s and the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    """Show how many rows of a cache are done, with images/s and the time left.
+
+    At a terminal that is a bar; elsewhere a line every ten seconds while rows are computed.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"), TimeElapsedColumn())
+    pace, said = Pace(), time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
+        task = progress.add_task(title, total=None, line="")
 
         def watch(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+            nonlocal said
+            now = time.monotonic()
+            pace.see(done, now)
+            line = pace.line(done, total)
+            progress.update(task, completed=done, total=total, line=line)
+            if not console.is_terminal and pace.rate is not None and now - said > _SECONDS_BETWEEN_LINES:
+                said = now
+                say(f"{title}: {line}")
 
         yield watch
 

@@ -38,6 +38,10 @@ class CacheError(InputError):
     """A teacher cache is missing, damaged or belongs to something else."""
 
 
+class StorageError(InputError):
+    """Where a cache lies cannot be reached, does not exist or refuses."""
+
+
 class RunError(RaydistillError):
     """A run failed after it had started."""
 

@@ -17,8 +17,7 @@ def write_atomically(path: Path, data: str | bytes | memoryview) -> None:
     Raises:
         RunError: with the path and the system's reason; nothing is left behind.
     """
-    # The name is unique for each attempt: a retried task may run while the lost one still writes.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         try:
             with temporary.open("wb") as file:
@@ -31,6 +30,11 @@ def write_atomically(path: Path, data: str | bytes | memoryview) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def temporary_name(name: str) -> str:
+    """Return a name under which ``name`` can be written; another for each attempt, as a lost one may still write."""
+    return f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}"
 
 
 def make_folders(*folders: Path) -> None:

@@ -30,8 +30,8 @@ ROOMS |= {
 RAY_MAY_BE_IMPORTED_BY = {
     "cluster.py",
     "doctor.py",
-    "data/streaming.py",
     "teachers/cache/build.py",
+    "training/streaming.py",
     "training/trainer.py",
     "tuning/space.py",
     "tuning/sweep.py",

@@ -27,7 +27,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
 }
 
 # Operations that the first caches did not know.
-_LATER = ("randaugment", "color_jitter", "grayscale", "blur", "solarize")
+_LATER = ("randaugment", "color_jitter", "grayscale", "blur", "solarize", "mixup", "cutmix")
 
 
 class _Section(BaseModel):
@@ -79,10 +79,36 @@ class RandAugmentConfig(_Section):
     magnitude: int = Field(default=9, ge=0, le=30, description="strength of all of them")
 
 
+_Alpha = Annotated[float, Field(ge=0.01, le=100.0)]
+_Probability = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class MixupConfig(_Section):
+    """Mixup (Zhang et al. 2018, arXiv:1710.09412): a view becomes lambda times itself plus 1 - lambda times another's.
+
+    The partner is another training image. Partner and lambda follow from the sample and its view, not from the batch,
+    so a cached teacher saw the same mixed pixels.
+    """
+
+    alpha: _Alpha = Field(default=0.8, description="lambda is drawn from Beta(alpha, alpha)")
+    probability: _Probability = Field(default=0.5, description="that a view is mixed in this way")
+
+
+class CutMixConfig(_Section):
+    """CutMix (Yun et al. 2019, arXiv:1905.04899): a box of a view, 1 - lambda of its area, shows another's pixels.
+
+    Partner, box and lambda are drawn as for mixup. The box is cut off at the edges, and lambda counts what is left.
+    """
+
+    alpha: _Alpha = Field(default=1.0, description="lambda is drawn from Beta(alpha, alpha)")
+    probability: _Probability = Field(default=0.5, description="that a view is mixed in this way")
+
+
 class AugmentConfig(_Section):
     """Random changes of training images; view 0 of an image never has any.
 
-    In this order: crop and flip, RandAugment, colour jitter, grayscale, blur, solarize, cutout.
+    In this order: crop and flip, RandAugment, colour jitter, grayscale, blur, solarize, cutout, then mixup or CutMix
+    with a partner that went through the same operations by draws of its own.
     """
 
     crop: int = Field(
@@ -99,10 +125,17 @@ class AugmentConfig(_Section):
     grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="probability that a colour image turns grey")
     blur: BlurConfig | None = Field(default=None, description="random Gaussian blur")
     solarize: float = Field(default=0.0, ge=0.0, le=1.0, description="probability that levels from 128 up are inverted")
+    mixup: MixupConfig | None = Field(default=None, description="blends with other training images")
+    cutmix: CutMixConfig | None = Field(default=None, description="boxes out of other training images")
+
+    @property
+    def mixing(self) -> str | None:
+        """The first field that mixes views with those of other images, if any does."""
+        return next((name for name in ("mixup", "cutmix") if getattr(self, name) is not None), None)
 
     @property
     def changes(self) -> bool:
-        """Whether any operation is switched on."""
+        """Whether any operation on an image by itself is switched on."""
         return bool(self.crop or self.flip or self.resized_crop or self.cutout or self.changes_colours)
 
     @property
@@ -144,6 +177,17 @@ class AugmentConfig(_Section):
             raise ValueError("crop and resized_crop exclude each other: set one of them")
         return self
 
+    @model_validator(mode="after")
+    def _check_probabilities(self) -> AugmentConfig:
+        if self.mixup is not None and self.cutmix is not None:
+            total = self.mixup.probability + self.cutmix.probability
+            if total > 1.0 + 1e-9:
+                raise ValueError(
+                    f"mixup.probability and cutmix.probability are {total:g} together, but a view is mixed in one way: "
+                    "they must not exceed 1"
+                )
+        return self
+
 
 ModalityName = Literal["rgb", "luminance", "chrominance", "grey"]
 
@@ -182,6 +226,11 @@ class DataConfig(_Section):
         description="shorter side is scaled to it, then the centre is cut; null keeps equal sizes",
     )
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    reading: Literal["auto", "resident", "stream"] = Field(
+        default="auto",
+        description="pixels of encoded images in memory, or decoded when they are asked for; auto keeps in memory what "
+        "takes no more than a quarter of it",
+    )
     on_error: Literal["stop", "skip"] = Field(
         default="stop", description="what to do with an image that can't be decoded"
     )
@@ -247,6 +296,7 @@ class DataConfig(_Section):
             *self._wrong_modalities(),
             *self._wrong_normalisation(),
             *self._colourless(),
+            *self._unmixable(),
         ]
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -259,11 +309,15 @@ class DataConfig(_Section):
 
     def _misplaced(self) -> list[str]:
         fields = type(self).model_fields
-        return [
+        wrong = [
             f"{field}: the data set '{self.name}' does not take it, only {', '.join(names)}"
             for field, names in _ONLY_FOR.items()
             if self.name not in names and getattr(self, field) != fields[field].default
         ]
+        if self.reading == "stream" and not self.known.decodes:
+            names = ", ".join(name for name, known in DATA_SETS.items() if known.decodes)
+            wrong.append(f"reading: 'stream' is for encoded images ({names}), and those of '{self.name}' are not")
+        return wrong
 
     def _wrong_modalities(self) -> list[str]:
         sides = self.modalities
@@ -288,6 +342,17 @@ class DataConfig(_Section):
             found = [f"data set '{self.name}'"] if grey else []
         fields = self.augment.needs_colour if found else ()
         return [f"augment.{field}: needs colours, which images of the {found[0]} lack; set it to 0" for field in fields]
+
+    def _unmixable(self) -> list[str]:
+        """Return what would let both sides draw partners among different images."""
+        if self.augment.mixing is None or self.modalities is None or not self.modalities.teacher_root:
+            return []
+        if self.on_error == "stop":
+            return []
+        return [
+            f"augment.{self.augment.mixing}: draws partners among images that both sides can read, so with "
+            "modalities.teacher_root on_error must be 'stop'"
+        ]
 
     def _wrong_normalisation(self) -> list[str]:
         wrong = _wrong_moments("", self.mean, self.std)

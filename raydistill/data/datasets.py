@@ -10,11 +10,12 @@ from raydistill.data.image_set import ImageSet, Split, choose_stratified, choose
 from raydistill.data.modalities import drop_unpaired, in_modality
 from raydistill.data.names import DATA_SETS
 from raydistill.errors import DataError
+from raydistill.lazy import Tensor
 
 if TYPE_CHECKING:
     from raydistill.data.config import DataConfig
 
-__all__ = ["DATA_SETS", "ImageSet", "Splits", "load_sides", "load_test", "load_train", "split_train"]
+__all__ = ["DATA_SETS", "ImageSet", "Splits", "load_sides", "load_test", "load_train", "split_train", "training_ids"]
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,28 @@ def split_train(images: ImageSet, config: DataConfig) -> Splits:
     """Carve the validation images out, the same share of every class, decided by ids and split_seed.
 
     Raises:
-        DataError: one of the two parts would be empty.
+        DataError: one of the two parts would be empty, or there is nothing to mix a training image with.
     """
-    mask = choose_stratified(images.ids, images.labels, config.validation, config.split_seed, "validation")
+    mask = _held_out(images, config.validation, config.split_seed)
     kept = int(mask.sum())
     if not 0 < kept < len(images):
         raise DataError(
             f"data.validation: a share of {config.validation} of {len(images)} images leaves "
             f"{len(images) - kept} for training and {kept} for validation"
         )
+    if config.augment.mixing is not None and len(images) - kept < 2:
+        raise DataError(f"data.augment.{config.augment.mixing}: needs 2 training images or more, but there is 1")
     return Splits(images.take((~mask).nonzero().squeeze(1)), images.take(mask.nonzero().squeeze(1)))
+
+
+def training_ids(images: ImageSet, *, validation: float, split_seed: int) -> Tensor:
+    """Ids, ascending, int64 [M], of what ``split_train`` leaves for training, of either side's images."""
+    return images.ids[~_held_out(images, validation, split_seed)].sort().values
+
+
+def _held_out(images: ImageSet, validation: float, split_seed: int) -> Tensor:
+    """Which images are kept for validation: bool [N]."""
+    return choose_stratified(images.ids, images.labels, validation, split_seed, "validation")
 
 
 def load_test(config: DataConfig) -> ImageSet:

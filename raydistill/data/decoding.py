@@ -1,27 +1,21 @@
-"""Encoded images to one tensor, with damaged ones told or skipped."""
+"""One encoded image to pixels, and the threads that do so for many; Pillow lets them run at the same time."""
 
 from __future__ import annotations
 
 import io
-import os
 import struct
-import warnings
 import zlib
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raydistill.data.image_set import Skipped
-from raydistill.errors import DataError
-from raydistill.lazy import Tensor, torch
+from raydistill.lazy import torch
 
-if TYPE_CHECKING:
-    from raydistill.data.config import DataConfig
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+"""[H, W, 3]"""
 
 # What Pillow and its codecs raise for damaged input.
 _DAMAGE = (
@@ -34,76 +28,32 @@ _DAMAGE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-_CHUNK = 512
-_Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+_MOST_THREADS = 8
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One encoded image: the name errors give it, and the file or the bytes that hold it."""
-
-    name: str
-    source: Path | bytes | None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Pixels, uint8 [M, 3, H, W], the positions they had, int64 [M], and the images skipped."""
-
-    images: Tensor
-    positions: Tensor
-    skipped: tuple[Skipped, ...]
-
-
-def decode_all(encoded: Sequence[Encoded], ids: Tensor, config: DataConfig) -> Decoded:
-    """Decode images, whose ids are int64 [N], to RGB in their order.
-
-    They are scaled and cut to ``config.image_size`` where that is set.
-
-    Raises:
-        DataError: an image is damaged (or too many are, with ``on_error: skip``), or sizes differ without an
-            ``image_size``.
-    """
-    kept: list[_Pixels] = []
-    positions: list[int] = []
-    skipped: list[Skipped] = []
-    allowed = config.max_errors * len(encoded)
-    for position, result in enumerate(_attempts(encoded, config.image_size)):
-        if isinstance(result, str):
-            skipped.append(Skipped(int(ids[position]), encoded[position].name, result))
-            _check_damage(skipped, allowed, len(encoded), config)
-        else:
-            kept.append(result)
-            positions.append(position)
-            _check_size(encoded, positions, result, kept[0])
-    if not kept:
-        raise DataError(f"data set '{config.name}' at {config.root}: no image in it")
-    images = torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2).contiguous()
-    return Decoded(images, torch.tensor(positions), tuple(skipped))
-
-
-def _attempts(encoded: Sequence[Encoded], size: int | None) -> Iterator[_Pixels | str]:
-    """Pixels [H, W, 3] or the reason why there are none, for each image in turn.
-
-    Work is handed out in chunks so that an error on an early image stops before all others are decoded.
-    """
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for start in range(0, len(encoded), _CHUNK):
-            yield from pool.map(lambda item: _attempt(item, size), encoded[start : start + _CHUNK])
-
-
-def _attempt(encoded: Encoded, size: int | None) -> _Pixels | str:
-    if encoded.source is None:
-        return "no image"
+def attempt(data: bytes, size: int | None) -> Pixels | str:
+    """Decode an image to RGB, scaled and cut to ``size`` where that is set; or say why it can't be decoded."""
     try:
-        return _decode(encoded.source, size)
+        return _decode(data, size)
+    except UnidentifiedImageError:  # its text is an address in memory
+        return "empty or not of a known format"
     except _DAMAGE as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return reason_of(error)
 
 
-def _decode(source: Path | bytes, size: int | None) -> _Pixels:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+def reason_of(error: BaseException) -> str:
+    """Return an error's text on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@cache
+def threads() -> ThreadPoolExecutor:
+    """Return this process's threads for reading and decoding: as many as torch was given when they are first used."""
+    return ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads()), thread_name_prefix="decode")
+
+
+def _decode(data: bytes, size: int | None) -> Pixels:
+    with Image.open(io.BytesIO(data)) as file:
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and file.width * file.height > limit:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels are more than {limit}")
@@ -127,22 +77,3 @@ def _scale(image: Image.Image, size: int) -> Image.Image:
     )
     left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
     return scaled.crop((left, top, left + size, top + size))
-
-
-def _check_damage(skipped: list[Skipped], allowed: float, total: int, config: DataConfig) -> None:
-    if config.on_error == "stop":
-        raise DataError(f"{skipped[-1]} (set data.on_error to skip to go on without damaged images)")
-    if len(skipped) > allowed:
-        raise DataError(
-            f"{len(skipped)} of {total} images can't be decoded, above data.max_errors {config.max_errors}; "
-            f"the last: {skipped[-1]}"
-        )
-
-
-def _check_size(encoded: Sequence[Encoded], positions: list[int], pixels: _Pixels, first: _Pixels) -> None:
-    if pixels.shape != first.shape:
-        one, other = (f"{shape[1]} x {shape[0]}" for shape in (first.shape, pixels.shape))
-        raise DataError(
-            f"images differ in size: {encoded[positions[0]].name} is {one}, "
-            f"{encoded[positions[-1]].name} is {other}; set data.image_size"
-        )

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raydistill.data.decoding import Encoded, decode_all
-from raydistill.data.image_set import ImageSet, Split, assemble, choose_subset
+from raydistill.data.encoded import Files
+from raydistill.data.image_set import ImageSet, Split, choose_subset
 from raydistill.data.modalities import check_pairs, pair_name
+from raydistill.data.opening import open_images
 from raydistill.errors import DataError
 from raydistill.lazy import torch
 
@@ -61,18 +62,9 @@ def _load(config: DataConfig, split: Split, root: Path, files: Sequence[_Labelle
     if split == "train":
         chosen = choose_subset(ids, config)
         ids, files = ids[chosen], [files[position] for position in chosen.tolist()]
-    decoded = decode_all([Encoded(str(path), path) for path, _ in files], ids, config)
-    labels = None
-    if num_classes:
-        labels = torch.tensor([files[position][1] for position in decoded.positions.tolist()], dtype=torch.int64)
-    return assemble(
-        config,
-        decoded.images,
-        labels,
-        num_classes=num_classes,
-        ids=ids[decoded.positions],
-        skipped=decoded.skipped,
-    )
+    labels = torch.tensor([label for _, label in files], dtype=torch.int64) if num_classes else None
+    encoded = Files.of([path for path, _ in files])
+    return open_images(config, encoded, ids, labels, num_classes=num_classes)
 
 
 def _list_plain(root: Path, split: Split) -> tuple[list[_Labelled], list[str]]:

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raydistill.data.image_set import ImageSet
+from raydistill.data.image_set import DecodedImages, ImageSet
 from raydistill.data.names import MODALITIES
 from raydistill.errors import DataError
 from raydistill.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from raydistill.data.config import DataConfig
+    from raydistill.data.config import DataConfig, ModalityName
 
 _LISTED = 5
 _CHUNK_PIXELS = 1 << 18
@@ -41,14 +41,27 @@ def in_modality(images: ImageSet, config: DataConfig) -> ImageSet:
         return images
     name = config.modalities.student
     known = MODALITIES[name]
-    pixels = _MADE[name](images.images)
-    if pixels is None:
-        raise DataError(
-            f"data set '{config.name}' at {config.root}: modality 'grey', but there are colours; take luminance"
-        )
     mean, std = config.mean or known.mean or config.known.mean, config.std or known.std or config.known.std
     repeats = known.channels // len(mean)
-    return replace(images, images=pixels, mean=mean * repeats, std=std * repeats)
+    images = replace(images, modality=name, mean=mean * repeats, std=std * repeats)
+    if not isinstance(images, DecodedImages):  # its pixels are converted when they are decoded
+        return images
+    try:
+        return replace(images, decoded=converted(images.decoded, name))
+    except DataError as error:
+        raise DataError(f"data set '{config.name}' at {config.root}: {error}") from None
+
+
+def converted(images: Tensor, name: ModalityName) -> Tensor:
+    """Turn uint8 sRGB [N, 3, H, W] into a modality, uint8 [N, C, H, W].
+
+    Raises:
+        DataError: images that should be grey are not.
+    """
+    pixels = _MADE[name](images)
+    if pixels is None:
+        raise DataError("modality 'grey', but there are colours; take luminance")
+    return pixels
 
 
 def lab(images: Tensor) -> Tensor:
@@ -85,7 +98,7 @@ def chrominance(images: Tensor) -> Tensor:
 
 
 def _in_chunks(images: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
-    count = max(1, _CHUNK_PIXELS // max(1, images[0, 0].numel()))
+    count = max(1, _CHUNK_PIXELS // max(1, images.shape[2] * images.shape[3]))
     return torch.cat([convert(part).round().to(torch.uint8) for part in torch.split(images, count)])
 
 

@@ -1,4 +1,4 @@
-"""A whole data set on the device, so that a batch is an index and no loader process exists."""
+"""A whole data set beside the training, so that a batch is an index, and the order in which epochs visit it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from raydistill.counter_rng import hash_bits, name_key
+from raydistill.data.image_set import DecodedImages
 from raydistill.errors import ConfigError
 from raydistill.lazy import Tensor, torch
 
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class ResidentSet:
-    """Images, labels and ids of a set on one device, and the order in which epochs visit them.
+    """Labels and ids of a set on one device, its pixels too where they are decoded, and the order of epochs.
 
     Attributes:
-        images: uint8 [N, C, H, W] on the device.
+        source: the set itself.
+        resident: whether the pixels lie on the device; else they are decoded as they are asked for.
         labels: int64 [N] on the device, or ``None``.
         ids: int64 [N] on the device.
     """
@@ -25,7 +27,9 @@ class ResidentSet:
     def __init__(self, images: ImageSet, device: torch.device | str) -> None:
         """Move ``images`` to ``device``."""
         self.device = torch.device(device)
-        self.images = images.images.to(self.device)
+        self.source = images
+        self.resident = isinstance(images, DecodedImages)
+        self._images = images.images.to(self.device) if self.resident else None
         self.labels = None if images.labels is None else images.labels.to(self.device)
         self.ids = images.ids.to(self.device)
         self.num_classes = images.num_classes
@@ -35,6 +39,22 @@ class ResidentSet:
     def __len__(self) -> int:
         """Number of images."""
         return int(self.ids.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.source.shape
+
+    @property
+    def images(self) -> Tensor:
+        """All pixels, uint8 [N, C, H, W] on the device; what is not decoded is so now, if it fits into memory."""
+        return self.source.images.to(self.device) if self._images is None else self._images
+
+    def pixels(self, positions: Tensor) -> Tensor:
+        """The images at ``positions``, int64 [B], as uint8 [B, C, H, W] on the device."""
+        if self._images is not None:
+            return self._images[positions.to(self.device)]
+        return self.source.pixels(positions.cpu()).to(self.device)
 
     def order(self, epoch: int, seed: int) -> Tensor:
         """Positions in an epoch's order: int64 [N] on the CPU, a function of ``seed`` and ``epoch`` only."""
@@ -46,9 +66,17 @@ class ResidentSet:
         return max(1, len(self) // batch_size)
 
     def batches(
-        self, epoch: int, *, seed: int, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0
+        self,
+        epoch: int,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        device: torch.device | None = None,
     ) -> Iterator[Tensor]:
-        """Positions of each step's images on the device.
+        """Positions of each step's images.
 
         Args:
             epoch: counted from 0.
@@ -57,6 +85,7 @@ class ResidentSet:
             rank: of this worker.
             world_size: number of workers.
             start: first step to give, to go on in the middle of an epoch.
+            device: where the positions shall lie, if not with the set.
 
         Returns:
             An iterator over int64 [batch_size / world_size]; this worker's part of each global batch.
@@ -66,7 +95,8 @@ class ResidentSet:
         """
         share = self._share(batch_size, world_size)
         steps = range(start, self.steps_per_epoch(batch_size))
-        return self._positions(self.order(epoch, seed), steps, batch_size=batch_size, rank=rank, share=share)
+        order = self.order(epoch, seed).to(device or self.device)
+        return (order.narrow(0, step * batch_size + rank * share, share) for step in steps)
 
     def _share(self, batch_size: int, world_size: int) -> int:
         if batch_size % world_size:
@@ -75,8 +105,3 @@ class ResidentSet:
         if not share:
             raise ConfigError(f"{len(self)} images are too few for {world_size} workers")
         return share
-
-    def _positions(self, order: Tensor, steps: range, *, batch_size: int, rank: int, share: int) -> Iterator[Tensor]:
-        order = order.to(self.device)
-        for step in steps:
-            yield order.narrow(0, step * batch_size + rank * share, share)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydistill.data.decoding import Encoded, decode_all
 from raydistill.data.folder import path_id
-from raydistill.data.image_set import ImageSet, Split, assemble, choose_subset
-from raydistill.errors import DataError, did_you_mean
+from raydistill.data.image_set import ImageSet, Split, choose_subset
+from raydistill.data.opening import open_images
+from raydistill.data.parquet_rows import ParquetRows, check_column, not_whole
+from raydistill.errors import DataError
 from raydistill.lazy import Tensor, torch
 
 if TYPE_CHECKING:
@@ -26,17 +27,16 @@ def read(config: DataConfig, split: Split) -> ImageSet:
     """
     files = _files(config, split)
     label_column = _label_column(config, files[0])
-    columns = [config.image_column, *([label_column] if label_column else [])]
-    table = _read_files(files, [*columns, *([config.id_column] if config.id_column else [])])
-    ids = _ids(table, config)
+    columns = [name for name in (label_column, config.id_column) if name]
+    rows = ParquetRows.of(files, config.image_column)
+    table = _read_files(files, columns) if columns else None
+    ids = torch.arange(len(rows)) if table is None or config.id_column is None else _ids(table, config.id_column)
     chosen = choose_subset(ids, config) if split == "train" else torch.arange(len(ids))
-    decoded = decode_all(_encoded(table, config, files, chosen.tolist()), ids[chosen], config)
-    rows = chosen[decoded.positions]
     labels, num_classes = None, 0
-    if label_column:
+    if table is not None and label_column:
         every_label, num_classes = _labels(table, config, split, label_column)
-        labels = every_label[rows]
-    return assemble(config, decoded.images, labels, num_classes=num_classes, ids=ids[rows], skipped=decoded.skipped)
+        labels = every_label[chosen]
+    return open_images(config, rows.take(chosen), ids[chosen], labels, num_classes=num_classes)
 
 
 def _files(config: DataConfig, split: Split) -> list[Path]:
@@ -57,14 +57,11 @@ def _read_files(files: list[Path], columns: list[str]) -> pa.Table:
 def _read_file(path: Path, columns: list[str]) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
             for column in columns:
-                if column not in present:
-                    near = did_you_mean(column, present)
-                    raise DataError(f"{path}: no column '{column}'{near}; columns are {', '.join(present)}")
+                check_column(path, file, column)
             return file.read(columns=columns)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a whole Parquet file ({error})") from error
+        raise not_whole(path, error) from error
 
 
 def _label_column(config: DataConfig, path: Path) -> str | None:
@@ -73,14 +70,11 @@ def _label_column(config: DataConfig, path: Path) -> str | None:
     try:
         return "label" if "label" in pq.read_schema(path).names else None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a whole Parquet file ({error})") from error
+        raise not_whole(path, error) from error
 
 
-def _ids(table: pa.Table, config: DataConfig) -> Tensor:
-    if config.id_column is None:
-        return torch.arange(table.num_rows)
-    column = table.column(config.id_column)
-    values = _whole(column, f"data.id_column '{config.id_column}'")
+def _ids(table: pa.Table, name: str) -> Tensor:
+    values = _whole(table.column(name), f"data.id_column '{name}'")
     return torch.tensor([path_id(value) if isinstance(value, str) else value for value in values], dtype=torch.int64)
 
 
@@ -108,22 +102,3 @@ def _whole(column: pa.ChunkedArray, what: str) -> list[Any]:
     if column.null_count:
         raise DataError(f"{what}: {column.null_count} rows have no value")
     return list(column.to_pylist())
-
-
-def _encoded(table: pa.Table, config: DataConfig, files: list[Path], rows: list[int]) -> list[Encoded]:
-    column = table.column(config.image_column)
-    folder = files[0].parent
-    return [
-        Encoded(f"{folder} {config.image_column} row {row}", _source(column[row].as_py(), folder, config))
-        for row in rows
-    ]
-
-
-def _source(value: Any, folder: Path, config: DataConfig) -> Path | bytes | None:
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if value is None or isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return folder / value
-    raise DataError(f"data.image_column '{config.image_column}': expected bytes or paths, found {type(value).__name__}")

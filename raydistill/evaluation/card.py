@@ -81,7 +81,7 @@ def evaluate_run(path: str | Path, protocols: Iterable[str] = ()) -> dict[str, d
         bank, test = teacher_images if role.startswith("teacher") else images
         described = config.model_copy(update={"weights": str(file)})
         layout = config.layout if isinstance(config, TeacherConfig) else None
-        network = build_described(described, bank.num_classes, bank.images.shape[1], layout=layout)
+        network = build_described(described, bank.num_classes, bank.shape[0], layout=layout)
         subject = Subject(network.eval(), bank, test, experiment, classifies, {})
         card[role] = {name: value for protocol in chosen for name, value in protocol(subject).items()}
     return card
@@ -137,8 +137,7 @@ def _nn1(subject: Subject) -> dict[str, float]:
 
 
 def _cost(subject: Subject) -> dict[str, float]:
-    channels, height, width = subject.test.images.shape[1:]
-    shape = (channels, height, width)
+    shape = subject.test.shape
     times = latency(subject.network, shape)
     return {
         "parameters": parameter_count(subject.network),

@@ -1,4 +1,4 @@
-"""One pass of a network over a resident data set."""
+"""One pass of a network over a data set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def extract(
     ``positions`` int64 [N] selects samples; the network's mode is restored.
     """
     if positions is None:
-        positions = torch.arange(len(data), device=data.images.device)
+        positions = torch.arange(len(data), device=data.device)
     training = network.training
     network.eval()
     try:
@@ -37,6 +37,6 @@ def extract(
 
 
 def _output(network: nn.Module, data: ResidentSet, output: str, positions: Tensor) -> Tensor:
-    images = normalise(data.images[positions], data.mean, data.std).to(memory_format=torch.channels_last)
+    images = normalise(data.pixels(positions), data.mean, data.std).to(memory_format=torch.channels_last)
     found: Tensor = network(images, outputs=(output,))[output]
     return found

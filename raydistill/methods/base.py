@@ -84,6 +84,11 @@ class Needs:
         return tuple(sorted({*self.student, *self.teacher, *self.images}))
 
     @property
+    def views_are_drawn(self) -> bool:
+        """Whether no view is drawn as the experiment's augmentation says."""
+        return set(self.views) <= set(self.draws)
+
+    @property
     def trains_classifier(self) -> bool:
         """Whether the student's logits are asked for; otherwise its classifier stays as initialised."""
         return any("logits" in names for names in self.student.values())
@@ -133,8 +138,9 @@ class Step:
     """What one optimisation step hands to a method; teacher outputs are detached, live or cached alike.
 
     ``views``: view number -> images [B, C, H, W], normalised. ``columns``: ``label`` int64 [B] and ``index``
-    int64 [B], the position of each sample in the training set. ``epoch`` counts from 0; ``progress`` is the
-    finished share of all steps, from 0 to 1, for schedules of a method's own.
+    int64 [B], the position of each sample in the training set; where view 0 may be mixed with other images, also
+    ``partner_label`` int64 [B], the other's label, and ``mix`` float32 [B], the sample's own share. ``epoch`` counts
+    from 0; ``progress`` is the finished share of all steps, from 0 to 1, for schedules of a method's own.
     """
 
     views: Mapping[int, Tensor]
@@ -210,6 +216,20 @@ class Method(BaseModel):
         Asked only of methods that want the teacher's logits.
         """
         return "it takes every logit of the teacher"
+
+    def refuses_mixing(self) -> str | None:
+        """Say why views mixed with other images (``data.augment.mixup``, ``cutmix``) will not do; None if they do.
+
+        They do where a method compares both sides on the same pixels. Views that a method draws itself are not mixed.
+        """
+        needs = self.needs()
+        if "label" in needs.columns:
+            return "it needs the one class of each image, and a mixed one has two"
+        if "index" in needs.columns:
+            return "it remembers every image by itself, and a mixed one is of two"
+        if len(needs.views) > 1 and not needs.views_are_drawn:
+            return "it compares several views of an image, which would not be mixed with the same partner"
+        return None
 
     def check(self, setting: Setting) -> None:
         """Raise ``ConfigError`` where networks or data make the method impossible, before parts are built."""

@@ -54,6 +54,10 @@ class ClusterClassification(Method):
         """Embeddings on both sides; before distillation the teacher's and the samples' positions."""
         return Needs.of_both_sides("embedding", columns=frozenset({"index"}))
 
+    def refuses_mixing(self) -> str:
+        """A mixed image has no cluster of its own, though the teacher would name one."""
+        return "an image belongs to one cluster, and a mixed one lies between two"
+
     def check(self, setting: Setting) -> None:
         """An epoch must bring as many samples as there are clusters."""
         seen = setting.num_samples // setting.batch_size * setting.batch_size or setting.num_samples

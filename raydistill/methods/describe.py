@@ -25,6 +25,7 @@ class Description:
     student: str
     teacher: str
     cache: str
+    mixing: str
     parameters: Mapping[str, tuple[str, str]]
 
 
@@ -41,6 +42,7 @@ def describe(name: str) -> Description:
         student="; ".join(part for part in (_outputs(needs.student), _images(needs), columns) if part),
         teacher=_outputs(needs.teacher) or "none",
         cache=_cache(needs),
+        mixing=_mixing(kind()),
         parameters=_parameters(kind),
     )
 
@@ -55,6 +57,7 @@ def lines(about: Description) -> Iterator[str]:
     yield f"student: {about.student}"
     yield f"teacher: {about.teacher}"
     yield f"cache:   {about.cache}"
+    yield f"mixup and CutMix: {about.mixing}"
     yield ""
     width = max(map(len, about.parameters))
     for field, (allowed, default) in about.parameters.items():
@@ -89,6 +92,13 @@ def _cache(needs: Needs) -> str:
         return "no: views that are drawn in a way of the method's own"
     wanted = {name for names in needs.teacher.values() for name in names}
     return "yes" if wanted <= _CACHED else "large: whole feature maps; run the teacher live"
+
+
+def _mixing(method: Method) -> str:
+    refusal = method.refuses_mixing()
+    if refusal is not None:
+        return f"no: {refusal}"
+    return "yes, but its own crops are not mixed" if method.needs().views_are_drawn else "yes"
 
 
 def _parameters(kind: type[Method]) -> dict[str, tuple[str, str]]:

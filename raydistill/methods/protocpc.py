@@ -68,7 +68,8 @@ class ProtoCPC(SelfDistillation, Method):
     the teacher's are ``copied`` from them in each step, or ``pretrained`` ones from ``prototypes_file``, the tensor
     ``prototypes_tensor`` [prototypes, width] of a safetensors file, which suits SwAV (3000). ``local_crops`` small
     crops of the student alone, views 1 and up, are added with weight 1 each (Eq. 16); view 0 stays as the
-    experiment draws it, so that a cache can hold the teacher's side.
+    experiment draws it, so that a cache can hold the teacher's side. Small crops are not mixed with other images, so
+    that mixup and CutMix need ``local_crops: 0``.
 
     ``self``: self-distillation without a teacher, which is ``dino`` with another loss (Eq. 17); crops, head and
     averaged teacher are described there. The paper does not say whether DINO's centring stays; ``centering`` keeps

@@ -71,6 +71,7 @@ def _section(about: Description, trains: str, remembers: str) -> str:
     return (
         f"## {about.name}\n\n{about.paper}\n\n`{about.equation}`\n\n{about.text}\n\n"
         f"- student: {about.student}\n- teacher: {about.teacher}\n- cache: {about.cache}\n"
+        f"- mixup and CutMix: {about.mixing}\n"
         f"- trains: {trains}; remembers: {remembers}\n\n"
         f"| hyper-parameter | default | allowed |\n|---|---|---|\n{rows}"
     )

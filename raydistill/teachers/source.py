@@ -5,16 +5,15 @@ A method never knows which. Both sources have ``shapes``, ``forwards`` and ``out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from raydistill.data.shared import tensor_of
 from raydistill.errors import CacheError
 from raydistill.teachers.cache.manifest import REPAIR
+from raydistill.teachers.rows import HeldRows, Rows, StoredRows
 
 if TYPE_CHECKING:
     from raydistill.methods.base import Needs
@@ -73,37 +72,23 @@ class CachedTeacher:
     Attributes:
         shapes: name -> shape without the batch, of the outputs that are needed.
         forwards: always 0.
+        stored: whether the rows stay on the disk.
+        device: where the rows are gathered.
     """
 
     forwards = 0
 
-    def __init__(
-        self,
-        table: Mapping[str, np.ndarray[Any, Any]],
-        views: Iterable[int],
-        needs: Needs,
-        device: torch.device | str,
-    ) -> None:
-        """Move the needed rows to the device.
-
-        Args:
-            table: name -> [len(views), N, *shape], as ``TeacherCache.table`` gives it.
-            views: cached view ids in the table's order.
-            needs: of the methods.
-            device: of the training.
+    def __init__(self, rows: Rows, needs: Needs) -> None:
+        """Use rows that cover the needs of the methods.
 
         Raises:
             CacheError: naming the output or view that is lacking.
         """
-        self.views = tuple(views)
-        check_coverage("the cached table", self.views, tuple(table), needs)
-        self.shapes = {name: tuple(table[name].shape[2:]) for name in _union(needs)}
-        self._needs = needs
-        self._rows = {name: _resident(table[name], device) for name in self.shapes}
-        self._size = next((int(values.shape[1]) for values in table.values()), 0)
-        slots = torch.full((max(self.views) + 1,), -1, dtype=torch.int64)
-        slots[list(self.views)] = torch.arange(len(self.views))
-        self._slots = slots.to(device)
+        check_coverage("the cached table", rows.views, tuple(rows.shapes), needs)
+        self.shapes = {name: rows.shapes[name] for name in _union(needs)}
+        self.stored = isinstance(rows, StoredRows)
+        self.device = rows.device
+        self._rows, self._needs = rows, needs
 
     @classmethod
     def from_cache(
@@ -111,7 +96,7 @@ class CachedTeacher:
     ) -> CachedTeacher:
         """Read the rows of ``sample_ids`` int64 [N], whose order gives the positions; raises ``CacheError``."""
         table = cache.table(sample_ids, cache.views, wanted_outputs(needs, cache))
-        return cls(table, cache.views, needs, device)
+        return cls(HeldRows(table, cache.views, device), needs)
 
     def outputs(
         self,
@@ -134,20 +119,12 @@ class CachedTeacher:
             View of the step -> name -> float32 [B, *shape].
 
         Raises:
-            CacheError: on the CPU, if a view id is not cached; elsewhere the check would stall the device.
+            CacheError: if a view id is not cached, which only the CPU looks for, or a shard is damaged.
         """
-        found: dict[int, dict[str, Tensor]] = {}
-        for view, names in (needs or self._needs).teacher.items():
-            rows = positions if len(self.views) == 1 else self._slot(view_ids[view]) * self._size + positions
-            found[view] = {name: self._rows[name][rows].float() for name in sorted(names)}
-        return found
-
-    def _slot(self, view_ids: Tensor) -> Tensor:
-        if view_ids.device.type == "cpu" and len(view_ids):
-            low, high = int(view_ids.min()), int(view_ids.max())
-            if low < 0 or high >= len(self._slots) or bool((self._slots[view_ids] < 0).any()):
-                raise CacheError(f"teacher views {low} to {high} were asked for, but the cache holds {self.views}")
-        return self._slots[view_ids]
+        return {
+            view: self._rows.take(sorted(names), positions, view_ids.get(view))
+            for view, names in (needs or self._needs).teacher.items()
+        }
 
 
 def wanted_outputs(needs: Needs, cache: TeacherCache) -> tuple[str, ...]:
@@ -171,28 +148,23 @@ def check_coverage(where: str, views: tuple[int, ...], outputs: tuple[str, ...],
                 f"{where} has the outputs {', '.join(outputs)}; view {view} of a step needs '{name}'. "
                 f"Add it to cache.outputs and run `{REPAIR}`"
             )
-    drawn = sorted(
-        view for view in needs.teacher if view in needs.draws and (len(views) > 1 or needs.draws[view].turns)
-    )
+    if objection := wrong_views(needs, len([view for view in views if view])):
+        raise CacheError(f"{where} cannot serve the methods: {objection}")
+
+
+def wrong_views(needs: Needs, augmented: int) -> str | None:
+    """Say why the evaluation view and so many augmented ones are not what a step compares; None where they are."""
+    drawn = sorted(view for view in needs.teacher if view in needs.draws and (augmented or needs.draws[view].turns))
     if drawn:
-        raise CacheError(
-            f"{where} does not hold view {drawn[0]} of a step, which a method draws in a way of its own. "
-            f"Set teacher.source=live"
-        )
-    augmented = len([view for view in views if view])
+        return f"view {drawn[0]} of a step is drawn in a way of the method's own; set teacher.source=live"
     scheduled = [view for view in needs.views if view not in needs.draws]
     if augmented and needs.teacher and len(scheduled) > augmented:
-        raise CacheError(
-            f"{where} has {augmented} augmented view(s), but a step draws {len(scheduled)}. "
-            f"Set cache.views={len(scheduled)} or more (or 0) and run `{REPAIR}`"
+        return (
+            f"a step draws {len(scheduled)} views, but {augmented} augmented ones are cached; set "
+            f"cache.views={len(scheduled)} or more (or 0) and run `{REPAIR}`"
         )
+    return None
 
 
 def _union(needs: Needs) -> tuple[str, ...]:
     return tuple(sorted({name for names in needs.teacher.values() for name in names}))
-
-
-def _resident(values: np.ndarray[Any, Any], device: torch.device | str) -> Tensor:
-    """Bring a table [V, N, *shape] to the device as [V * N, *shape]; on the CPU it keeps the array's memory."""
-    array = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
-    return tensor_of(array).to(device).flatten(0, 1)

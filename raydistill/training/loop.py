@@ -48,8 +48,7 @@ def train_epoch(session: Session, epoch: int, progress: Progress) -> Metrics:
     config = session.experiment.train
     meter = Meter(progress, epoch, session.steps_per_epoch, config.batch_size)
     session.model.train()
-    for positions in session.batches(epoch):
-        step = session.draw(positions, epoch)
+    for step in session.steps(epoch):
         with autocast(session):
             loss = session.model(step)
         session.optimizer.zero_grad(set_to_none=True)

@@ -6,8 +6,8 @@ any worker starts. As plain arrays it goes into Ray's object store, where all wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,52 @@ import numpy as np
 
 from raydistill.config import Experiment
 from raydistill.data.datasets import ImageSet, load_sides, load_train, split_train
+from raydistill.data.image_set import DecodedImages
 from raydistill.data.modalities import with_ids
-from raydistill.data.shared import tensor_of
+from raydistill.data.shared import from_parts, to_parts
 from raydistill.errors import DataError, WeightsError
-from raydistill.teachers.cache.read import find_cache
+from raydistill.teachers.cache.read import TeacherCache, find_cache
+from raydistill.teachers.rows import StoredRows, table_bytes
 from raydistill.teachers.source import wanted_outputs
+from raydistill.training.reading import streams, usual_store_bytes
+
+Table = Mapping[str, np.ndarray[Any, Any]] | StoredRows
 
 
 @dataclass(frozen=True)
 class Material:
     """Training and validation images; ``tables`` holds each teacher's cached outputs [views, N, ...] for the training.
 
-    ``table_views`` names the cached views in the tables' order; both are empty where the teacher runs live.
+    ``table_views`` names the cached views in the tables' order; both are empty where the teacher runs live. Where the
+    rows stay on the disk, ``StoredRows`` stand in the tables' place. ``table_bytes`` is what the tables take or would
+    take in memory, ``store_bytes`` what a node's object store holds.
     ``teacher_train`` holds the training images as live teachers see them, where that is not what the student sees.
     """
 
     train: ImageSet
     validation: ImageSet
-    tables: tuple[Mapping[str, np.ndarray[Any, Any]], ...] = ()
+    tables: tuple[Table, ...] = ()
     table_views: tuple[tuple[int, ...], ...] = ()
     teacher_train: ImageSet | None = None
+    table_bytes: int = 0
+    store_bytes: int = 0
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows stay on the disk."""
+        return any(isinstance(table, StoredRows) for table in self.tables)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether steps need anything from the disk: rows, or encoded images."""
+        sides = (self.train, self.teacher_train)
+        return self.streams or any(side is not None and not isinstance(side, DecodedImages) for side in sides)
 
 
-def prepare(experiment: Experiment) -> Material:
-    """Load the images, carve the validation split and read the teacher's rows.
+def prepare(experiment: Experiment, store_bytes: Callable[[], int] = usual_store_bytes) -> Material:
+    """Load the images, carve the validation split and read the teacher's rows, or settle that they stay on the disk.
+
+    ``store_bytes`` is asked how much a node's object store holds, once that must be known.
 
     Raises:
         DataError, CacheError, WeightsError: for whatever is missing or does not fit.
@@ -54,20 +76,43 @@ def prepare(experiment: Experiment) -> Material:
         labelled = next(label for label, method in experiment.methods.items() if "label" in method.needs().columns)
         raise DataError(f"methods.{labelled} needs labels, but data set '{experiment.data.name}' has none")
     _require_files(experiment)
-    tables: list[Mapping[str, np.ndarray[Any, Any]]] = []
-    views: list[tuple[int, ...]] = []
+    caches: dict[int, TeacherCache] = {}
     teacher_train = None
     for number, teacher in enumerate(teachers):
         if teacher.source == "live":
             if teacher_images is not images and teacher_train is None:
                 teacher_train = with_ids(teacher_images, splits.train.ids)
-            tables.append({})
-            views.append(())
-            continue
-        cache = find_cache(experiment.for_teacher(number), teacher_images)
-        tables.append(cache.table(splits.train.ids, cache.views, wanted_outputs(needs, cache)))
-        views.append(tuple(cache.views))
-    return Material(splits.train, splits.validation, tuple(tables), tuple(views), teacher_train)
+        else:
+            caches[number] = find_cache(experiment.for_teacher(number), teacher_images)
+    images_only = Material(splits.train, splits.validation, teacher_train=teacher_train)
+    if not caches:
+        return replace(images_only, tables=({},) * len(teachers), table_views=((),) * len(teachers))
+    return _with_rows(images_only, experiment, caches, store_bytes())
+
+
+def _with_rows(
+    material: Material, experiment: Experiment, caches: Mapping[int, TeacherCache], store_bytes: int
+) -> Material:
+    """Add the rows of cached teachers, by their numbers."""
+    names = {number: wanted_outputs(experiment.all_needs, cache) for number, cache in caches.items()}
+    ids = material.train.ids
+    size = sum(table_bytes(cache, len(ids), names[number]) for number, cache in caches.items())
+    stays = streams(experiment.cache.read, size, _image_bytes(material), store_bytes)
+    tables: list[Table] = [{} for _ in experiment.teachers]
+    views: list[tuple[int, ...]] = [() for _ in experiment.teachers]
+    for number, cache in caches.items():
+        views[number] = tuple(cache.views)
+        if stays:
+            tables[number] = StoredRows.of(cache, ids, names[number])
+        else:
+            tables[number] = cache.table(ids, cache.views, names[number])
+    return replace(material, tables=tuple(tables), table_views=tuple(views), table_bytes=size, store_bytes=store_bytes)
+
+
+def _image_bytes(material: Material) -> int:
+    """What the decoded images take of the object store."""
+    parts = (material.train, material.validation, material.teacher_train)
+    return sum(part.images.nbytes for part in parts if isinstance(part, DecodedImages))
 
 
 def _require_files(experiment: Experiment) -> None:
@@ -84,38 +129,26 @@ def _require_files(experiment: Experiment) -> None:
 
 def to_arrays(material: Material) -> dict[str, Any]:
     """Take a material apart into arrays, which Ray maps without a copy, and plain values."""
-
-    def images(part: ImageSet) -> dict[str, Any]:
-        return {
-            "images": part.images.numpy(),
-            "labels": None if part.labels is None else part.labels.numpy(),
-            "ids": part.ids.numpy(),
-            "num_classes": part.num_classes,
-            "mean": part.mean,
-            "std": part.std,
-            "skipped": part.skipped,
-        }
-
     return {
-        "train": images(material.train),
-        "validation": images(material.validation),
-        "tables": [dict(table) for table in material.tables],
+        "train": to_parts(material.train),
+        "validation": to_parts(material.validation),
+        "tables": list(material.tables),
         "table_views": material.table_views,
-        "teacher_train": None if material.teacher_train is None else images(material.teacher_train),
+        "table_bytes": material.table_bytes,
+        "store_bytes": material.store_bytes,
+        "reads_ahead": material.reads_ahead,
+        "teacher_train": None if material.teacher_train is None else to_parts(material.teacher_train),
     }
 
 
 def from_arrays(arrays: Mapping[str, Any]) -> Material:
     """Undo ``to_arrays``; the tensors share the arrays' memory and must not be written to."""
-
-    def images(part: Mapping[str, Any]) -> ImageSet:
-        tensors = {name: None if part[name] is None else tensor_of(part[name]) for name in ("images", "labels", "ids")}
-        return ImageSet(**{**part, **tensors})
-
     return Material(
-        images(arrays["train"]),
-        images(arrays["validation"]),
+        from_parts(arrays["train"]),
+        from_parts(arrays["validation"]),
         tuple(arrays["tables"]),
         tuple(tuple(views) for views in arrays["table_views"]),
-        None if arrays["teacher_train"] is None else images(arrays["teacher_train"]),
+        None if arrays["teacher_train"] is None else from_parts(arrays["teacher_train"]),
+        arrays["table_bytes"],
+        arrays["store_bytes"],
     )

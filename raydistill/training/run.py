@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from raydistill.data.datasets import load_test
@@ -38,6 +39,8 @@ def run(
     writes = session.rank == 0
     started = time.monotonic()
     if writes:
+        if session.reading is not None:
+            folder.note_environment(cache_read=asdict(session.reading))
         folder.write_history(session.history)
         folder.write_pretraining(session.stage_records)
     with EventLog(folder.path, enabled=writes) as events:

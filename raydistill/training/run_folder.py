@@ -84,6 +84,11 @@ class RunFolder:
         write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
+    def note_environment(self, **values: Any) -> None:
+        """Add to ``environment.json`` what was found out after the run began."""
+        found = {**self._json("environment.json"), **values}
+        write_atomically(self.path / "environment.json", json.dumps(found, indent=2) + "\n")
+
     def list_skipped(self, skipped: Sequence[object]) -> None:
         """Name every image that could not be decoded, with the reason, in ``skipped.txt``; nothing where all could."""
         if skipped:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,17 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.config import Experiment, NetworkConfig
+from raydistill.data.mixing import Partners, blend
 from raydistill.data.resident import ResidentSet
-from raydistill.data.views import fresh_views, render, scheduled_views
+from raydistill.data.views import render
 from raydistill.methods.base import Draw, Needs, Setting, Stage, Step
 from raydistill.methods.objective import Objective
 from raydistill.models.loading import build_described
 from raydistill.teachers.network import load_teacher
+from raydistill.teachers.rows import HeldRows, StoredRows
 from raydistill.teachers.source import CachedTeacher, LiveTeacher
 from raydistill.training.distiller import Distiller
+from raydistill.training.feeding import STUDENT, TEACHER, Batch, Feeder, Supply
 from raydistill.training.material import Material
 from raydistill.training.mutual import MutualDistiller
 from raydistill.training.optimisation import build_optimizer, build_schedule
+from raydistill.training.reading import Reading, read_from
+from raydistill.training.requests import Plan
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -32,12 +37,13 @@ class Session:
     ``model`` is the ``distiller``, wrapped for distributed training where there are several workers. ``stages`` run
     before the first epoch: ``stage_records`` holds a record for each of their finished epochs, ``stage_optimizer`` the
     state of the optimiser of the one that is under way. ``teacher_data`` holds the images of ``data`` as live teachers
-    see them, where that is not what the student sees.
+    see them, where that is not what the student sees. ``reading`` says where the stored rows lie, if there are any.
     """
 
     experiment: Experiment
     data: ResidentSet
     validation: ResidentSet
+    feeder: Feeder
     teachers: tuple[CachedTeacher | LiveTeacher, ...]
     distiller: Distiller
     model: nn.Module
@@ -51,26 +57,35 @@ class Session:
     stage_records: list[dict[str, Any]] = field(default_factory=list)
     stage_optimizer: dict[str, Any] | None = None
     teacher_data: ResidentSet | None = None
+    reading: Reading | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the student is trained."""
-        return self.data.images.device
+        return self.data.device
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch."""
         return self.data.steps_per_epoch(self.experiment.train.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Positions of this worker's part of each batch of an epoch, int64 [B]."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Positions of this worker's part of each batch of an epoch from step ``start`` on, int64 [B]."""
         return self.data.batches(
             epoch,
             seed=self.experiment.seed,
             batch_size=self.experiment.train.batch_size,
             rank=self.rank,
             world_size=self.world_size,
+            start=start,
+            device=self.feeder.place,
         )
+
+    def steps(self, epoch: int, needs: Needs | None = None, *, start: int = 0) -> Iterator[Step]:
+        """The steps of an epoch from ``start`` on, each as ``draw`` returns it; what lies far is read ahead."""
+        needs = needs or self.distiller.objective.needs
+        for batch in self.feeder.feed(list(self.batches(epoch, start)), epoch, needs):
+            yield self._step(batch, epoch)
 
     @property
     def teacher_forwards(self) -> int:
@@ -87,7 +102,7 @@ class Session:
 
         Where the cache holds replayable views, student and teacher see the same pixels of a cached view; otherwise
         every epoch shows new ones, and a cached teacher answers with its evaluation view. A teacher with images of its
-        own sees them cropped and flipped as the student's.
+        own sees them cropped, flipped and mixed as the student's.
 
         Args:
             positions: int64 [B], of the samples in the training set.
@@ -95,32 +110,30 @@ class Session:
             needs: what to draw; the objective's where not given.
         """
         needs = needs or self.distiller.objective.needs
-        ids = self.data.ids[positions]
-        view_ids = {view: self._view_ids(ids, view, epoch, needs) for view in needs.views}
-        views = shown = self._views(self.data, positions, view_ids, needs, needs.views)
+        return self._step(self.feeder.bring(positions, epoch, needs), epoch)
+
+    def _step(self, batch: Batch, epoch: int) -> Step:
+        request = batch.request
+        needs, positions = request.needs, request.positions
+        views = shown = self._views(batch, self.data, STUDENT, needs.views)
         if self.teacher_data is not None:
-            shown = self._views(self.teacher_data, positions, view_ids, needs, needs.teacher)
-        outputs = tuple(teacher.outputs(positions, view_ids, shown, needs) for teacher in self.teachers)
+            shown = self._views(batch, self.teacher_data, TEACHER, needs.teacher)
+        outputs = tuple(
+            batch.stored(number)
+            if isinstance(teacher, CachedTeacher)
+            else teacher.outputs(positions, request.view_ids, shown, needs)
+            for number, teacher in enumerate(self.teachers)
+        )
         columns = {"index": positions}
         if self.data.labels is not None:
             columns["label"] = self.data.labels[positions]
+            if mixture := request.mixtures.get(0):
+                columns |= {"partner_label": self.data.labels[mixture.positions], "mix": mixture.share}
         return Step(views=views, student={}, teachers=outputs, columns=columns, epoch=epoch, progress=self.progress)
 
-    @property
-    def _cached_views(self) -> int:
-        cached = any(isinstance(teacher, CachedTeacher) for teacher in self.teachers)
-        return self.experiment.cache.views if cached else 0
-
-    def _view_ids(self, ids: Tensor, view: int, epoch: int, needs: Needs) -> Tensor:
-        if self._cached_views and view not in needs.draws:
-            return scheduled_views(ids, epoch, self._cached_views, self.experiment.seed, offset=view)
-        return fresh_views(ids, epoch, view, len(needs.views))
-
-    def _views(
-        self, data: ResidentSet, positions: Tensor, view_ids: Mapping[int, Tensor], needs: Needs, wanted: Iterable[int]
-    ) -> dict[int, Tensor]:
+    def _views(self, batch: Batch, data: ResidentSet, side: str, wanted: Iterable[int]) -> dict[int, Tensor]:
         """Return the wanted views of one side's images, and those that they are turned from."""
-        wanted = {*wanted}
+        needs, wanted = batch.request.needs, {*wanted}
         sources = {needs.draws[view].of for view in wanted if view in needs.draws}
         views: dict[int, Tensor] = {}
         for view in needs.views:
@@ -130,25 +143,29 @@ class Session:
             if drawn is not None and drawn.of is not None:
                 views[view] = views[drawn.of].rot90(drawn.turns, dims=(2, 3))
             else:
-                views[view] = self._render(data, positions, view_ids[view], drawn)
+                views[view] = self._seen(batch, data, side, view)
         return views
 
-    def _render(self, data: ResidentSet, positions: Tensor, view_ids: Tensor, drawn: Draw | None) -> Tensor:
-        images, augment, size = data.images[positions], self.experiment.data.augment, None
+    def _seen(self, batch: Batch, data: ResidentSet, side: str, view: int) -> Tensor:
+        """Return one view of one side's images, mixed with their partners' where that was drawn."""
+        request = batch.request
+        view_ids, drawn = request.view_ids[view], request.needs.draws.get(view)
+        own = self._render(data, batch.pixels(side), request.positions, view_ids, drawn)
+        if mixture := request.mixtures.get(view):
+            others = self._render(data, batch.partners(side, view), mixture.positions, view_ids, drawn)
+            own = blend(own, others, mixture)
+        return own.to(memory_format=torch.channels_last)
+
+    def _render(
+        self, data: ResidentSet, images: Tensor, positions: Tensor, view_ids: Tensor, drawn: Draw | None
+    ) -> Tensor:
+        augment, seed, size = self.experiment.data.augment, self.feeder.plan.augment_seed, None
         if drawn is not None:
-            augment = augment.model_copy(update={"crop": 0, "resized_crop": drawn.scale})
+            augment, seed = augment.model_copy(update={"crop": 0, "resized_crop": drawn.scale}), self.experiment.seed
             size = round(images.shape[2] * drawn.size), round(images.shape[3] * drawn.size)
-        cached = self._cached_views and drawn is None
         return render(
-            images,
-            data.ids[positions],
-            view_ids,
-            augment=augment,
-            seed=self.experiment.cache.seed if cached else self.experiment.seed,
-            mean=data.mean,
-            std=data.std,
-            size=size,
-        ).to(memory_format=torch.channels_last)
+            images, data.ids[positions], view_ids, augment=augment, seed=seed, mean=data.mean, std=data.std, size=size
+        )
 
 
 def assemble(
@@ -158,9 +175,12 @@ def assemble(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
+    readers: int = 1,
     wrap: Wrap = lambda module: module,
 ) -> Session:
     """Build the student, the objective and the optimiser. All random initial values follow from the seed.
+
+    ``readers`` is the number of tasks that read ahead for this process, where anything lies on the disk.
 
     Raises:
         ConfigError, CacheError, WeightsError: where the parts do not fit each other.
@@ -169,8 +189,10 @@ def assemble(
     data = ResidentSet(material.train, device)
     student = build_network(experiment.student, material).to(device)
     peers = [build_network(peer, material).to(device) for peer in experiment.peers]
-    teachers = build_teachers(experiment, material, device)
-    image_shape = tuple(data.images.shape[1:])
+    reading = read_from(experiment.cache.read, material, device)
+    teachers = build_teachers(experiment, material, device, reading)
+    teacher_data = ResidentSet(material.teacher_train, device) if material.teacher_train is not None else None
+    image_shape = material.train.shape
     setting = Setting(
         student=student.shapes(image_shape),
         teachers=tuple(teacher.shapes for teacher in teachers),
@@ -194,6 +216,7 @@ def assemble(
         experiment=experiment,
         data=data,
         validation=ResidentSet(material.validation, device),
+        feeder=build_feeder(experiment, data, teacher_data, teachers, readers=readers),
         teachers=teachers,
         distiller=distiller,
         model=wrap(distiller),
@@ -202,30 +225,69 @@ def assemble(
         rank=rank,
         world_size=world_size,
         stages=distiller.objective.stages(student),
-        teacher_data=ResidentSet(material.teacher_train, device) if material.teacher_train is not None else None,
+        teacher_data=teacher_data,
+        reading=reading,
     )
 
 
 def build_network(config: NetworkConfig, material: Material) -> Any:
     """Return the student or a peer of it, with the weights of the experiment where it names some."""
-    return build_described(config, material.train.num_classes, material.train.images.shape[1])
+    return build_described(config, material.train.num_classes, material.train.shape[0])
+
+
+def build_feeder(
+    experiment: Experiment,
+    data: ResidentSet,
+    teacher_data: ResidentSet | None,
+    teachers: Sequence[CachedTeacher | LiveTeacher],
+    *,
+    readers: int = 1,
+) -> Feeder:
+    """Sort what steps take into what lies near and far; ``readers`` tasks at a time read what lies far."""
+    sides = {STUDENT: data} | ({TEACHER: teacher_data} if teacher_data is not None else {})
+    cached = {number: teacher for number, teacher in enumerate(teachers) if isinstance(teacher, CachedTeacher)}
+    near = Supply(
+        {side: images for side, images in sides.items() if images.resident},
+        {number: teacher for number, teacher in cached.items() if not teacher.stored},
+    )
+    far = Supply(
+        {side: images.source for side, images in sides.items() if not images.resident},
+        {number: teacher for number, teacher in cached.items() if teacher.stored},
+    )
+    views = experiment.cache.views if cached else 0
+    plan = Plan(
+        ids=data.ids,
+        seed=experiment.seed,
+        augment_seed=experiment.cache.seed if views else experiment.seed,
+        cached_views=views,
+        augment=experiment.data.augment,
+        size=data.shape[1:],
+        partners=Partners.within(data.ids, data.ids) if experiment.data.augment.mixing else None,
+    )
+    return Feeder(near, far, plan, data.device, readers=readers)
 
 
 def build_teachers(
-    experiment: Experiment, material: Material, device: torch.device
+    experiment: Experiment, material: Material, device: torch.device, reading: Reading | None = None
 ) -> tuple[CachedTeacher | LiveTeacher, ...]:
     """Return the source of each teacher's outputs, or none where no method asks for any."""
     if not experiment.all_needs.teacher:
         return ()
-    return tuple(_build_teacher(experiment, number, material, device) for number in range(len(experiment.teachers)))
+    place = reading.place(device) if reading is not None else device
+    return tuple(
+        _build_teacher(experiment, number, material, device, place) for number in range(len(experiment.teachers))
+    )
 
 
 def _build_teacher(
-    experiment: Experiment, number: int, material: Material, device: torch.device
+    experiment: Experiment, number: int, material: Material, device: torch.device, place: torch.device
 ) -> CachedTeacher | LiveTeacher:
     config, needs = experiment.teachers[number], experiment.all_needs
     if config.source == "cache":
-        return CachedTeacher(material.tables[number], material.table_views[number], needs, device)
+        table = material.tables[number]
+        if isinstance(table, StoredRows):
+            return CachedTeacher(table, needs)
+        return CachedTeacher(HeldRows(table, material.table_views[number], place), needs)
     shape = (material.train if material.teacher_train is None else material.teacher_train).shape
     network = load_teacher(config, num_classes=material.train.num_classes, in_channels=shape[0])
     return LiveTeacher(

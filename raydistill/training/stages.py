@@ -83,8 +83,7 @@ class _StageRun:
     def _train_epoch(self, epoch: int, optimizer: torch.optim.Optimizer | None) -> Metrics:
         session, config, needs = self.session, self.session.experiment.train, self.stage.needs
         meter = Meter(self._show, epoch, session.steps_per_epoch, config.batch_size)
-        for positions in session.batches(epoch):
-            step = session.draw(positions, epoch, needs)
+        for step in session.steps(epoch, needs):
             with autocast(session):
                 loss = self.stage.loss(replace(step, student=session.distiller.student_outputs(step, needs)))
             if optimizer is not None:

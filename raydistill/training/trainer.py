@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydistill.cluster import ensure_ray
+from raydistill.cluster import ensure_ray, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, InputError, RaydistillError, RunError, named_error
 from raydistill.training.run_folder import RunFolder, claimed
@@ -27,6 +27,8 @@ Watch = Callable[[RunFolder], None]
 STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "model.safetensors"
 POLL_S = 0.25
+READERS_SHARE = 0.25
+"""Of Ray's CPUs that workers leave to tasks that read ahead, where there are such; at least one, if they have two."""
 RAY_HEAD_START_S = 1.5
 """Importing torch holds the interpreter's lock, so Ray first gets the time to launch its processes."""
 
@@ -65,8 +67,9 @@ def train(
             "weights": weights,
             "marks": marks,
         }
+        resources, job["readers"] = _resources(experiment, reads_ahead=arrays["reads_ahead"])
         try:
-            watched(partial(_run_workers, experiment, run_folder, job), run_folder, watch)
+            watched(partial(_run_workers, experiment, run_folder, job, resources), run_folder, watch)
         except InputError:  # what only the assembled parts could tell; nothing was trained, so nothing is left
             if not run_folder.history() and not run_folder.pretraining():
                 shutil.rmtree(run_folder.path)
@@ -132,9 +135,18 @@ def prepare_while_ray_starts(experiment: Experiment, marks: dict[str, float]) ->
 
     Ray starts in this thread, because its processes die with the thread that started them.
     """
+    started = threading.Event()
+
+    def store_bytes() -> int:
+        started.wait()
+        return object_store_bytes()
+
     with ThreadPoolExecutor(max_workers=1) as preparing:
-        arrays = preparing.submit(_prepared_arrays, experiment, marks)
-        ensure_ray()
+        arrays = preparing.submit(_prepared_arrays, experiment, marks, store_bytes)
+        try:
+            ensure_ray()
+        finally:
+            started.set()
         marks["ray_started"] = time.time()
         _start_coordinator()
         return arrays.result()
@@ -150,11 +162,11 @@ def _start_coordinator() -> None:
         get_or_create_autoscaling_coordinator()
 
 
-def _prepared_arrays(experiment: Experiment, marks: dict[str, float]) -> dict[str, Any]:
+def _prepared_arrays(experiment: Experiment, marks: dict[str, float], store_bytes: Callable[[], int]) -> dict[str, Any]:
     time.sleep(RAY_HEAD_START_S)
     from raydistill.training.material import prepare, to_arrays
 
-    arrays = to_arrays(prepare(experiment))
+    arrays = to_arrays(prepare(experiment, store_bytes))
     import ray.train.torch  # noqa: F401  takes seconds, as the start of Ray does
 
     marks["prepared"] = time.time()
@@ -181,7 +193,7 @@ def watched(work: Callable[[], None], folder: RunFolder, watch: Watch) -> None:
         raise outcome[0]
 
 
-def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any]) -> None:
+def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any], resources: Mapping[str, Any]) -> None:
     """Run the TorchTrainer and raise what its workers left word of, or Ray's own error."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -189,7 +201,7 @@ def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any])
     trainer = TorchTrainer(
         _worker,
         train_loop_config=job,
-        scaling_config=ScalingConfig(**_resources(experiment)),
+        scaling_config=ScalingConfig(**resources),
         run_config=RunConfig(
             storage_path=str(folder.path.resolve()),
             name="checkpoints",
@@ -211,22 +223,33 @@ def _raise_failure(folder: RunFolder) -> None:
         raise named_error(failure["kind"], failure["message"])
 
 
-def _resources(experiment: Experiment) -> dict[str, Any]:
-    """Share the CPUs that Ray has among the workers, and give each a GPU where there are enough."""
+def spare_cpus(reads_ahead: bool, available: float) -> int:
+    """Return how many of Ray's CPUs are left to the tasks that read ahead; of one alone none can be."""
+    return min(int(available) - 1, max(1, int(READERS_SHARE * available))) if reads_ahead else 0
+
+
+def _resources(experiment: Experiment, *, reads_ahead: bool) -> tuple[dict[str, Any], int]:
+    """Share the CPUs that Ray has among the workers, and give each a GPU where there are enough.
+
+    Returns:
+        Arguments of ``ScalingConfig``, and for each worker the number of tasks that read ahead for it.
+    """
     import ray
 
     scale, available = experiment.scale, ray.cluster_resources()
     use_gpu = scale.use_gpu if scale.use_gpu != "auto" else available.get("GPU", 0) >= scale.workers
-    cpus = scale.cpus_per_worker or max(1, int(available["CPU"]) // scale.workers)
+    shared = int(available["CPU"]) - spare_cpus(reads_ahead, available["CPU"])
+    cpus = scale.cpus_per_worker or max(1, shared // scale.workers)
     if cpus * scale.workers > available["CPU"]:
         raise RunError(
             f"scale: {scale.workers} workers with {cpus} CPUs each were asked for, but Ray has {available['CPU']:.0f}"
         )
-    return {
+    resources = {
         "num_workers": scale.workers,
         "use_gpu": use_gpu,
         "resources_per_worker": {"CPU": cpus, "GPU": int(use_gpu)},
     }
+    return resources, max(1, (int(available["CPU"]) - cpus * scale.workers) // scale.workers)
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -265,6 +288,7 @@ def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
         device=ray.train.torch.get_device(),
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
+        readers=job["readers"],
         wrap=partial(_wrap, experiment),
     )
     checkpoint = ray.train.get_checkpoint()

@@ -14,7 +14,7 @@ from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, RunError
 from raydistill.files import write_atomically
 from raydistill.training.run_folder import RunFolder, claimed
-from raydistill.training.trainer import Watch, prepare_while_ray_starts, watched
+from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
 from raydistill.tuning.space import check_space, domains
 
 if TYPE_CHECKING:
@@ -54,10 +54,14 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
 
 def _run_trials(experiment: Experiment, folder: RunFolder, arrays: Mapping[str, Any], *, resume: bool) -> Any:
     """Run Ray Tune to the end and return its grid of results."""
+    import ray
     from ray import tune as ray_tune
 
     config = experiment.tune
     assert config is not None
+    available = ray.cluster_resources()["CPU"]
+    free = available - spare_cpus(arrays["reads_ahead"], available)
+    concurrent = config.concurrent or (max(1, int(free / config.cpus_per_trial)) if free < available else None)
     root = folder.path.resolve()
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(
@@ -76,7 +80,7 @@ def _run_trials(experiment: Experiment, folder: RunFolder, arrays: Mapping[str, 
             mode=config.mode,
             num_samples=config.samples,
             scheduler=_scheduler(experiment),
-            search_alg=_searcher(experiment),
+            search_alg=_searcher(experiment, concurrent),
             reuse_actors=True,
         ),
         run_config=ray_tune.RunConfig(storage_path=str(state.parent), name=STATE, verbose=0),
@@ -98,17 +102,17 @@ def _scheduler(experiment: Experiment) -> Any:
     )
 
 
-def _searcher(experiment: Experiment) -> Any:
+def _searcher(experiment: Experiment, concurrent: int | None) -> Any:
     from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
     config = experiment.tune
     assert config is not None
     if config.search == "random":
-        return BasicVariantGenerator(random_state=experiment.seed, max_concurrent=config.concurrent or 0)
+        return BasicVariantGenerator(random_state=experiment.seed, max_concurrent=concurrent or 0)
     from ray.tune.search.optuna import OptunaSearch
 
     searcher = OptunaSearch(seed=experiment.seed)
-    return ConcurrencyLimiter(searcher, config.concurrent) if config.concurrent else searcher
+    return ConcurrencyLimiter(searcher, concurrent) if concurrent else searcher
 
 
 def _trial(config: Mapping[str, Any], *, experiment: dict[str, Any], root: str, arrays: Mapping[str, Any]) -> None:

@@ -1,19 +1,20 @@
-"""Networks of torchvision behind the same face; each is built with fresh weights."""
+"""Networks of torchvision and timm behind the same face; each is built with fresh weights."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
 import sys
-import types
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
+from raydistill.config import NetworkConfig
 from raydistill.errors import ConfigError
+from raydistill.models.loading import build_described
 from raydistill.models.weights import load_weights
 from raydistill.models.zoo import build_model
 
@@ -121,28 +122,27 @@ def test_a_pickled_network_is_the_same() -> None:
     assert torch.equal(again(images)["embedding"], model(images)["embedding"])
 
 
-def test_timm_networks_are_tapped_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = pytest.importorskip("torchvision.models")
-    asked: dict[str, object] = {}
+@pytest.mark.parametrize(("name", "size"), [("resnet10t", 64), ("convnext_atto", 64), ("vit_tiny_patch16_224", 224)])
+def test_networks_of_timm_give_what_timm_gives(name: str, size: int, tmp_path: Path) -> None:
+    theirs = timm.create_model(name, num_classes=4).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    config = NetworkConfig(model=f"timm/{name}", weights=str(tmp_path / "weights.pt"))
+    ours = build_described(config, 4, 3).eval()
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        maps = theirs.forward_features(images)
+        found = ours(images, ("logits", "embedding"))
+        assert torch.equal(found["logits"], theirs(images))
+        assert torch.equal(found["embedding"], theirs.forward_head(maps, pre_logits=True))
+    assert found["embedding"].shape[1] == theirs.num_features
 
-    def create_model(name: str, **options: object) -> nn.Module:
-        asked.update(options, name=name)
-        network: nn.Module = models.resnet18(weights=None, num_classes=options["num_classes"])
-        return network
 
-    library = types.ModuleType("timm")
-    library.__dict__.update(
-        create_model=create_model, is_model=lambda name: name == "resnet18", list_models=lambda: ["resnet18"]
-    )
-    monkeypatch.setitem(sys.modules, "timm", library)
-    model = build_model("timm/resnet18", num_classes=4)
-    assert asked == {"name": "resnet18", "pretrained": False, "num_classes": 4, "in_chans": 3}
-    assert model.shapes((3, 64, 64))["features/4"] == (512, 2, 2)
+def test_timm_has_no_such_network() -> None:
     with pytest.raises(ConfigError, match="timm has no network 'resnet19'; did you mean 'resnet18'"):
         build_model("timm/resnet19", num_classes=4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
-def test_timm_missing() -> None:
+def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"pip install raydistill\[timm\]"):
         build_model("timm/resnet18", num_classes=4)

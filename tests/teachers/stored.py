@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from raydistill.config import Experiment
-from raydistill.data.datasets import load_train
+from raydistill.data.datasets import ImageSet, load_train
 from raydistill.data.resident import ResidentSet
 from raydistill.data.views import normalise
 from raydistill.files import make_folders
@@ -21,7 +21,7 @@ from raydistill.teachers.cache.commit import begin, finish
 from raydistill.teachers.cache.compute import Source, compute_shard
 from raydistill.teachers.cache.manifest import RECORDS, SHARDS
 from raydistill.teachers.cache.read import TeacherCache
-from raydistill.teachers.cache.request import requested
+from raydistill.teachers.cache.request import partners_of, requested
 from raydistill.teachers.cache.shards import Place
 from raydistill.teachers.network import teacher_of
 
@@ -54,16 +54,22 @@ def learnt(experiment: Experiment, path: Path, steps: int = 20) -> Path:
     return path
 
 
+def source_of(experiment: Experiment, images: ImageSet) -> Source:
+    """What the shards of the experiment's cache are computed from."""
+    assert experiment.teacher is not None
+    network, batch_size = teacher_of(experiment, images), experiment.teacher.batch_size
+    content = requested(experiment, images, network)
+    return Source(content, images, network, batch_size, torch.device("cpu"), partners_of(content, images))
+
+
 @one_thread()
 def store(experiment: Experiment, **cache: Any) -> TeacherCache:
     """Write the experiment's cache, with other settings of the section ``cache`` where given, and open it."""
     experiment = experiment.override({f"cache.{name}": value for name, value in cache.items()})
-    images = load_train(experiment.data)
-    network = teacher_of(experiment, images)
-    content = requested(experiment, images, network)
+    source = source_of(experiment, load_train(experiment.data))
+    content = source.content
     folder = Path(experiment.cache.root) / content.folder_name
     make_folders(folder, folder / SHARDS, folder / RECORDS)
-    source = Source(content, images.images.numpy(), images.ids.numpy(), network, 64, torch.device("cpu"))
     begin(folder, content)
     places = [Place(content.key, *shard) for shard in content.shards()]
     finish(folder, content, {place.name: compute_shard(source, folder, place) for place in places})

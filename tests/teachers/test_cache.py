@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from raydistill.config import Experiment
+from raydistill.config import Experiment, parse_experiment
 from raydistill.data.datasets import load_train
 from raydistill.errors import CacheError, ConfigError
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
-from raydistill.teachers.cache import manage
+from raydistill.teachers.cache import manage, planning
 from raydistill.teachers.cache.files import locked
 from raydistill.teachers.cache.manifest import MANIFEST, SHARDS, Content, content_hash
 from raydistill.teachers.cache.read import TeacherCache, find_cache
 from raydistill.teachers.cache.request import requested
-from raydistill.teachers.cache.verify import spot_check
+from raydistill.teachers.cache.spot import spot_check
 from raydistill.teachers.network import teacher_of
 from tests.teachers.conftest import SHARD_ROWS, VIEWS, Built
 
@@ -233,15 +234,32 @@ def test_export_gives_plain_numbers(built: Built, tmp_path: Path) -> None:
 
 
 def test_plan_foretells_the_build(built: Built) -> None:
-    plan = manage.plan(built.experiment)
+    plan = planning.plan(built.experiment)
     assert (plan.rows, plan.missing_rows, plan.path) == (720, 0, str(built.path))
     assert plan.bytes_per_row < built.report.bytes_per_row < plan.bytes_per_row + 5000 / SHARD_ROWS
-    assert plan.break_even_epochs == pytest.approx(720 / (240 * 0.8))
-    assert plan.seconds > 0
+    assert plan.seconds == pytest.approx(plan.startup_seconds + 720 / plan.images_per_s)
+    assert plan.break_even_epochs == pytest.approx(plan.seconds * plan.images_per_s / (240 * 0.8))
     assert plan.uncacheable == ()
-    lacking = manage.plan(built.experiment.override({"cache.outputs": ["embedding"], "cache.seed": 3}))
-    assert lacking.uncacheable == ("kd: logits",)
+    lacking = planning.plan(built.experiment.override({"cache.outputs": ["embedding"], "cache.seed": 3}))
+    (reason,) = lacking.uncacheable
+    assert reason.startswith("kd: logits is not in cache.outputs; it would add 20 bytes a row")
     assert lacking.missing_rows == 720
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "reason"),
+    [
+        ({"sskd": {}}, {}, "sskd: view 1 of a step is drawn in a way of the method's own"),
+        ({"cocord": {}}, {"cache.views": 2}, "cocord: a step draws 3 views, but 2 augmented ones are cached"),
+        ({"ft": {}}, {}, "ft: features/3 is not in cache.outputs; it would add 512 bytes a row, 0.4 MiB in all"),
+        ({"fitnet": {"teacher_stage": 9}}, {}, "fitnet: features/9 is not in cache.outputs; the teacher has no such"),
+    ],
+)
+def test_plan_says_whom_a_cache_cannot_serve(
+    built: Built, methods: dict[str, Any], settings: dict[str, Any], reason: str
+) -> None:
+    experiment = parse_experiment(built.experiment.to_dict() | {"methods": methods}).override(settings)
+    assert any(told.startswith(reason) for told in planning.plan(experiment).uncacheable)
 
 
 def test_manifest_is_plain_json(built: Built) -> None:

@@ -19,8 +19,8 @@ from raydistill.config import Experiment, parse_experiment
 from raydistill.data.datasets import load_train
 from raydistill.errors import CacheError, ConfigError
 from raydistill.methods.registry import METHODS, method_class
-from raydistill.teachers.cache import manage
-from raydistill.teachers.cache.codec import Array, Codec, Floats, Int8, TopK
+from raydistill.teachers.cache import planning
+from raydistill.teachers.cache.codec import Array, Codec, Floats, Int8, TopK, array_of
 from raydistill.teachers.cache.manifest import SHARDS, Content, Manifest
 from raydistill.teachers.cache.read import TeacherCache, find_cache
 from tests.teachers.conftest import ENCODINGS
@@ -34,11 +34,17 @@ STORED = """{"format": 1, "data": {"fingerprint": "f", "count": 30, "ids": "i"},
 
 def through(codec: Codec, rows: Array, name: str = "logits") -> Array:
     columns = codec.encode(name, rows)
-    assert [field.name for field, _ in columns] == codec.columns(name)
-    assert sum(column.nbytes for _, column in columns) == codec.row_bytes * len(rows)
-    table = pa.Table.from_arrays([column for _, column in columns], schema=pa.schema([field for field, _ in columns]))
-    found = codec.decode(name, table)
+    row_types = codec.columns(name)
+    assert [field.name for field, _ in columns] == list(row_types)
+    stored = {}
+    for field, column in columns:
+        assert column.nbytes == row_types[field.name].bytes * len(rows)
+        stored[field.name] = array_of(pa.chunked_array([column]), row_types[field.name])
+    found = codec.decode(name, stored)
     assert found.dtype == codec.dtype
+    given = np.empty_like(found)
+    assert codec.decode(name, stored, given) is given
+    np.testing.assert_array_equal(given, found)
     return found
 
 
@@ -151,7 +157,7 @@ def test_flipped_bit_of_a_part_is_found(caches: dict[str, TeacherCache], encodin
 def test_plan_foretells_the_size_of_every_encoding(taught: Experiment, caches: dict[str, TeacherCache]) -> None:
     for name in ("int8", "top3"):
         section = ENCODINGS[name]
-        plan = manage.plan(taught.override({f"cache.{key}": value for key, value in section.items()}))
+        plan = planning.plan(taught.override({f"cache.{key}": value for key, value in section.items()}))
         assert plan.path == str(caches[name].path)
         assert plan.missing_rows == 0
         stored = sum(record.bytes for record in caches[name].manifest.shards) / plan.rows
@@ -189,7 +195,7 @@ LOGIT_METHODS = [
 def test_who_cannot_live_with_the_largest_logits(taught: Experiment, caches: object, name: str) -> None:
     methods = {"mine": {"name": name}}
     wanted = parse_experiment(taught.to_dict() | {"methods": methods}).override({"cache.top_k": 3})
-    told = [line for line in manage.plan(wanted).uncacheable if line.startswith("mine: ")]
+    told = [line for line in planning.plan(wanted).uncacheable if line.startswith("mine: ")]
     if name == "kd":
         assert told == []
         assert find_cache(wanted, load_train(wanted.data)).outputs == ("embedding", "logits")

@@ -11,6 +11,7 @@ from raydistill.errors import CacheError, ConfigError
 from raydistill.methods.base import Needs
 from raydistill.teachers.cache.read import TeacherCache
 from raydistill.teachers.network import teacher_of
+from raydistill.teachers.rows import HeldRows
 from raydistill.teachers.source import CachedTeacher, LiveTeacher, wanted_outputs
 from tests.teachers.conftest import Built
 
@@ -76,7 +77,7 @@ def test_uncached_view_id_is_refused(built: Built) -> None:
 def test_table_from_the_object_store_is_read_only() -> None:
     table = {"logits": np.zeros((1, 4, 3), dtype=np.float16)}
     table["logits"].setflags(write=False)
-    teacher = CachedTeacher(table, (0,), Needs(teacher={0: frozenset({"logits"})}), "cpu")
+    teacher = CachedTeacher(HeldRows(table, (0,), "cpu"), Needs(teacher={0: frozenset({"logits"})}))
     assert teacher.outputs(torch.tensor([1]), {}, {})[0]["logits"].shape == (1, 3)
 
 

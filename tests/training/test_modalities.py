@@ -17,7 +17,7 @@ from raydistill.methods.base import Draw, Needs
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
 from raydistill.teachers.cache.read import find_cache
-from raydistill.teachers.cache.verify import spot_check
+from raydistill.teachers.cache.spot import spot_check
 from raydistill.teachers.network import teacher_of
 from raydistill.training import trainer
 from raydistill.training.loop import fit
@@ -97,7 +97,7 @@ def test_a_cache_is_of_the_teachers_modality(
     tmp_path: Path, luminance_teacher: dict[str, Any], ray_session: None
 ) -> None:
     from raydistill.teachers.cache.build import build_cache
-    from raydistill.teachers.cache.manage import plan
+    from raydistill.teachers.cache.planning import plan
 
     cache = {"root": str(tmp_path / "cache"), "views": 2, "dtype": "float32"}
     experiment = crossing(tmp_path, luminance_teacher | {"source": "cache"}, methods={"kd": {}}, cache=cache)

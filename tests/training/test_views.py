@@ -54,6 +54,8 @@ def test_a_cached_teacher_saw_the_students_pixels(tmp_path: Path, teacher_weight
         "color_jitter": {"brightness": 0.4, "contrast": 0.4},
         "blur": {"sigma": [0.3, 1.0]},
         "solarize": 0.2,
+        "mixup": {"probability": 0.4},
+        "cutmix": {"probability": 0.4},
     }
     experiment = digits(
         tmp_path,
@@ -68,6 +70,6 @@ def test_a_cached_teacher_saw_the_students_pixels(tmp_path: Path, teacher_weight
     positions = torch.arange(40)
     for epoch in (0, 1):
         step = session.draw(positions, epoch)
-        # `test_views_of_a_step_are_recoloured` shows that the student's pixels are changed.
+        # `test_views_of_a_step_are_recoloured` and `test_mixing` show that the student's pixels are changed.
         computed = live.outputs(positions, {}, step.views)
         torch.testing.assert_close(step.teacher[0]["logits"], computed[0]["logits"], rtol=1e-4, atol=1e-5)

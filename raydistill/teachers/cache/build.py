@@ -7,21 +7,33 @@ file. Ray is started only when something is missing.
 from __future__ import annotations
 
 import inspect
-import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill.data.datasets import load_train
-from raydistill.errors import ConfigError, InputError, RaydistillError, RunError, WeightsError, named_error
-from raydistill.files import make_folders
-from raydistill.teachers.cache.commit import begin, finish, finished_shards, write_errors
+from raydistill.errors import (
+    ConfigError,
+    InputError,
+    RaydistillError,
+    RunError,
+    StorageError,
+    named_error,
+)
+from raydistill.teachers.cache import store
+from raydistill.teachers.cache.actors import ShardActor
+from raydistill.teachers.cache.commit import begin, clear_the_way, finish, finished_shards, write_errors
+from raydistill.teachers.cache.counting import counted
 from raydistill.teachers.cache.files import locked, remove_temporaries
 from raydistill.teachers.cache.manifest import RECORDS, SHARDS, Content, ShardRecord
-from raydistill.teachers.cache.request import requested
+from raydistill.teachers.cache.pool import Pool, choose_pool
+from raydistill.teachers.cache.remote import Location
+from raydistill.teachers.cache.request import partners_of, requested
 from raydistill.teachers.cache.shards import Place
 from raydistill.teachers.network import NO_TEACHER, teacher_of
 
@@ -32,7 +44,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all)."""
 
-_CPUS_PER_ACTOR = 4
 _ATTEMPTS = 3
 
 
@@ -67,6 +78,7 @@ def build_cache(experiment: Experiment, *, progress: Progress | None = None) -> 
     Raises:
         InputError: if data, teacher or outputs do not fit; nothing is written then.
         CacheError: if outputs can't be stored, as too large for float16.
+        StorageError: if a remote ``cache.root`` cannot be reached, does not exist or refuses.
         RunError: if the disk refuses or Ray's actors fail.
     """
     if experiment.teacher is None:
@@ -80,19 +92,22 @@ def _build_one(experiment: Experiment, progress: Progress) -> BuildReport:
     started = time.monotonic()
     images = load_train(experiment.data.of_teacher)
     content = requested(experiment, images, teacher_of(experiment, images))
-    folder = Path(experiment.cache.root) / content.folder_name
-    make_folders(folder, folder / SHARDS, folder / RECORDS)
+    folder = store.location(experiment.cache.root) / content.folder_name
+    store.prepare(folder, folder / SHARDS, folder / RECORDS)
     with locked(folder):
         remove_temporaries(folder)
-        done = finished_shards(folder, content)
+        clear_the_way(folder)
+        done = finished_shards(folder, content, content.shards())
         reused = sum(record.rows for record in done.values())
         build = _Build(experiment, images, content, folder, done, progress)
         try:
             build.fill()
         except InputError:
             if not done:  # what was given is wrong, so nothing may be left of the attempt
-                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError, StorageError):
+                    store.remove_folder(folder)
             raise
+        remove_temporaries(folder)  # of actors that were lost meanwhile, or outlived an earlier build
         write_errors(folder, images.skipped)
         manifest = finish(folder, content, done)
     return BuildReport(
@@ -119,10 +134,13 @@ class _Build:
     experiment: Experiment
     images: ImageSet
     content: Content
-    folder: Path
+    folder: Location
     done: dict[str, ShardRecord]
     progress: Progress
     forwards: int = 0
+    _told: int = 0
+    _base: int = 0
+    _telling: threading.Lock = field(default_factory=threading.Lock)
 
     def missing(self) -> list[Place]:
         """Shards that are still to be computed."""
@@ -131,25 +149,45 @@ class _Build:
 
     def fill(self) -> None:
         """Compute what is missing; raises as ``build_cache`` does."""
-        self._tell()
+        self.tell()
         if self.missing():
             begin(self.folder, self.content)
         attempt = 0
         while missing := self.missing():
             attempt += 1
+            self._base = self._finished()
             try:
                 for record in _computed(self, missing):
-                    self.done[record.name] = record
-                    self.forwards += record.forwards
-                    self._tell()
+                    self._add(record)
             except _ActorsLostError as error:
                 # Shards are idempotent: whatever killed an actor (memory, a lost node), go on with the rest.
                 if attempt == _ATTEMPTS:
                     raise RunError(f"building {self.folder} failed {attempt} times: {error}") from error
+                self._find_untold()
 
-    def _tell(self) -> None:
-        rows = sum(record.rows for record in self.done.values())
-        self.progress(rows, self.content.data.count * (self.content.views + 1))
+    def tell(self, computed: int = 0) -> None:
+        """Report rows: those of finished shards, and what the actors have ``computed`` in this attempt beyond them.
+
+        What is told never falls, though rows of lost actors are computed again.
+        """
+        total = self.content.data.count * (self.content.views + 1)
+        with self._telling:
+            self._told = min(total, max(self._told, self._finished(), self._base + computed))
+            self.progress(self._told, total)
+
+    def _add(self, record: ShardRecord) -> None:
+        self.done[record.name] = record
+        self.forwards += record.forwards
+        self.tell()
+
+    def _find_untold(self) -> None:
+        """Take up the shards that actors had finished when they were lost, before they could say so."""
+        shards = [(place.view, place.first, place.rows) for place in self.missing()]
+        for record in finished_shards(self.folder, self.content, shards).values():
+            self._add(record)
+
+    def _finished(self) -> int:
+        return sum(record.rows for record in tuple(self.done.values()))
 
 
 def _computed(build: _Build, missing: Sequence[Place]) -> Iterator[ShardRecord]:
@@ -159,26 +197,37 @@ def _computed(build: _Build, missing: Sequence[Place]) -> Iterator[ShardRecord]:
     ensure_ray()
     import ray
 
+    from raydistill.data.shared import to_parts
+
     experiment, images = build.experiment, build.images
     assert experiment.teacher is not None
-    pool = _pool(experiment, len(missing))
+    pool = _pool(build, len(missing))
     job = {
         "content": build.content.model_dump_json(),
         "teacher": experiment.teacher.model_dump_json(),
         "folder": str(build.folder.resolve()),
         "weights": experiment.teacher.weights and str(Path(experiment.teacher.weights).resolve()),
         "num_classes": images.num_classes,
-        "cpus": pool["num_cpus"],
-        "gpu": bool(pool["num_gpus"]),
-        "images": ray.put(images.images.cpu().numpy()),
-        "ids": ray.put(images.ids.cpu().numpy()),
+        "cpus": pool.cpus,
+        "gpu": bool(pool.gpus),
+        "images": ray.put(to_parts(images)),
+        "partners": ray.put(partners_of(build.content, images)),
     }
+    with counted(build.tell) as counter:
+        yield from _records(missing, {**job, "counter": counter}, pool)
+
+
+def _records(missing: Sequence[Place], job: dict[str, Any], pool: Pool) -> Iterator[ShardRecord]:
+    import ray
+
+    from raydistill.cluster import quiet_data
+
     rows = [asdict(place) for place in missing]
-    _quiet()
+    quiet_data()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
         data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _ShardActor, fn_constructor_kwargs={"job": job}, batch_size=1, **pool, **_bounded()
+            ShardActor, fn_constructor_kwargs={"job": job}, batch_size=1, **_resources(pool), **_bounded()
         )
     try:
         for row in data.iter_rows():
@@ -202,18 +251,6 @@ def _bounded() -> dict[str, Any]:
     return {"ray_remote_args_fn": lambda: {"max_restarts": 0, "max_task_retries": 0}}
 
 
-def _quiet() -> None:
-    """Leave Ray Data's messages to its log files."""
-    import logging
-
-    import ray
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    for handler in logging.getLogger("ray.data").handlers:
-        if not hasattr(handler, "baseFilename") and "File" not in type(handler).__name__:
-            handler.setLevel(logging.CRITICAL)
-
-
 def _record(row: Mapping[str, Any]) -> ShardRecord:
     """Turn an actor's answer into a record, or into the error that it reports."""
     if row["error"]:
@@ -221,83 +258,18 @@ def _record(row: Mapping[str, Any]) -> ShardRecord:
     return ShardRecord.model_validate_json(row["text"])
 
 
-def _pool(experiment: Experiment, shards: int) -> dict[str, Any]:
-    """Choose the number of actors and what each gets, from what Ray has.
-
-    One actor with several threads comes up faster and holds one copy of the teacher; beyond a few threads
-    small networks gain nothing, so more CPUs mean more actors.
-    """
+def _pool(build: _Build, shards: int) -> Pool:
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    total, smallest = (pick(int(node["CPU"]) for node in nodes) for pick in (sum, min))
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    wanted, use_gpu = experiment.cache.actors, experiment.scale.use_gpu
-    if use_gpu is True and not gpus:
-        raise RunError("scale.use_gpu: true, but Ray has no GPU")
-    on_gpu = bool(gpus) and use_gpu is not False
-    most = gpus if on_gpu else total
-    if wanted is not None and wanted > most:
-        raise RunError(f"cache.actors = {wanted}, but Ray has {most} {'GPUs' if on_gpu else 'CPUs'}")
-    if on_gpu:
-        actors = min(wanted or gpus, shards)
-        return _resources(actors, max(1, min(_CPUS_PER_ACTOR, smallest // max(1, gpus))), 1)
-    if wanted is not None:
-        return _resources(min(wanted, shards), max(1, min(smallest, total // wanted)), 0)
-    cpus = min(smallest, max(_CPUS_PER_ACTOR, total // shards))
-    return _resources(min(shards, sum(int(node["CPU"]) // cpus for node in nodes)), cpus, 0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return choose_pool(build.experiment, shards, nodes)
 
 
-def _resources(actors: int, cpus: int, gpus: int) -> dict[str, Any]:
+def _resources(pool: Pool) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy
 
-    return {
-        "compute": ActorPoolStrategy(size=actors),
-        "num_cpus": cpus,
-        "num_gpus": gpus,
-    }
-
-
-class _ShardActor:
-    """Holds the teacher and computes shards; errors travel as rows, so that the driver raises them unchanged."""
-
-    def __init__(self, job: dict[str, Any]) -> None:
-        self._job = job
-        self._source: Any = None
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        from raydistill.teachers.cache.compute import compute_shard
-
-        place = Place(**{name: batch[name][0].item() for name in ("view", "first", "rows")}, key=str(batch["key"][0]))
-        try:
-            self._source = self._source or self._load()
-            record = compute_shard(self._source, Path(self._job["folder"]), place)
-        except RaydistillError as error:
-            return {"error": [type(error).__name__], "text": [str(error)]}
-        return {"error": [""], "text": [record.model_dump_json()]}
-
-    def _load(self) -> Any:
-        """Read the teacher's weights and map the images; in the constructor, Ray would retry what fails."""
-        import ray
-        import torch
-
-        from raydistill.config import TeacherConfig
-        from raydistill.models.weights import weights_fingerprint
-        from raydistill.teachers.cache.compute import Source
-        from raydistill.teachers.network import load_teacher
-
-        job = self._job
-        torch.set_num_threads(int(job["cpus"]))
-        content = Content.model_validate_json(job["content"])
-        config = TeacherConfig.model_validate_json(job["teacher"]).model_copy(update={"weights": job["weights"]})
-        channels = content.preprocessing.image_shape[0]
-        device = torch.device("cuda" if job["gpu"] else "cpu")
-        network = load_teacher(config, num_classes=job["num_classes"], in_channels=channels)
-        if weights_fingerprint(network) != content.teacher.weights:
-            raise WeightsError(
-                f"teacher.model = {config.model}: it has other weights in each process; a function must load its "
-                f"weights, or teacher.weights name them"
-            )
-        network = network.to(device)
-        images, ids = ray.get([job["images"], job["ids"]])
-        return Source(content, images, ids, network, config.batch_size, device)
+    if pool.least == pool.most:
+        strategy = ActorPoolStrategy(size=pool.most)
+    else:
+        strategy = ActorPoolStrategy(min_size=pool.least, max_size=pool.most)
+    return {"compute": strategy, "num_cpus": pool.cpus, "num_gpus": pool.gpus}

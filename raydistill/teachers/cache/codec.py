@@ -2,7 +2,8 @@
 
 The numbers of an output are one ``FixedSizeBinary`` column, little-endian, named as the output; dtype and shape of a
 row stand in the field's metadata. What an encoding needs besides lies in columns ``<output>:<part>``, which the
-metadata name too. Nothing here imports torch or Ray.
+metadata name too. Rows come back from arrays of the columns, wherever those were read. Nothing here imports torch or
+Ray.
 """
 
 from __future__ import annotations
@@ -23,12 +24,26 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 Column = tuple[pa.Field, pa.Array]
+Columns = Mapping[str, Array]
 LOGITS = "logits"
 """The output that ``cache.top_k`` shortens."""
 
 _FLOAT16_LIMIT = 65520.0  # from here on rounding gives infinity
 _LEVELS = 127
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class RowType:
+    """What one row of a column is."""
+
+    dtype: np.dtype[Any]
+    shape: Shape = ()
+
+    @property
+    def bytes(self) -> int:
+        """Of one row."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Codec(Protocol):
@@ -42,18 +57,17 @@ class Codec(Protocol):
     def limit(self) -> float:
         """Absolute values must stay below this."""
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row, all columns together, before compression."""
-
-    def columns(self, name: str) -> list[str]:
-        """Names of the columns of the output ``name``; its numbers come first."""
+    def columns(self, name: str) -> dict[str, RowType]:
+        """The columns of the output ``name``; its numbers come first."""
 
     def encode(self, name: str, rows: Array) -> list[Column]:
         """Turn finite float32 [N, *shape] below the limit into columns, in the order of ``columns``."""
 
-    def decode(self, name: str, table: pa.Table) -> Array:
-        """Turn the columns back into [N, *shape]; read-only where no copy was needed."""
+    def decode(self, name: str, columns: Columns, out: Array | None = None) -> Array:
+        """Turn the columns, each [N, ...] as ``columns`` says, back into [N, *shape].
+
+        They are written to ``out`` where that is given; else they are read-only where no copy was needed.
+        """
 
 
 @dataclass(frozen=True)
@@ -73,22 +87,20 @@ class Floats:
         """What float16 holds."""
         return _FLOAT16_LIMIT if self.dtype.itemsize == 2 else math.inf
 
-    @property
-    def row_bytes(self) -> int:
-        """One number each."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def columns(self, name: str) -> list[str]:
+    def columns(self, name: str) -> dict[str, RowType]:
         """The numbers alone."""
-        return [name]
+        return {name: RowType(self.dtype, self.shape)}
 
     def encode(self, name: str, rows: Array) -> list[Column]:
         """Round."""
         return [_numbers(name, np.ascontiguousarray(rows, dtype=self.dtype), self.shape)]
 
-    def decode(self, name: str, table: pa.Table) -> Array:
-        """View the buffers."""
-        return _view(table.column(name), self.dtype, self.shape)
+    def decode(self, name: str, columns: Columns, out: Array | None = None) -> Array:
+        """Take them as they are."""
+        if out is None:
+            return columns[name]
+        np.copyto(_bytes(out), _bytes(columns[name]))
+        return out
 
 
 @dataclass(frozen=True)
@@ -110,14 +122,9 @@ class Int8:
         """The scale takes any."""
         return math.inf
 
-    @property
-    def row_bytes(self) -> int:
-        """One byte each, and the scale."""
-        return math.prod(self.shape) + 4
-
-    def columns(self, name: str) -> list[str]:
+    def columns(self, name: str) -> dict[str, RowType]:
         """Numbers and scales."""
-        return [name, f"{name}:scale"]
+        return {name: RowType(np.dtype("|i1"), self.shape), f"{name}:scale": RowType(np.dtype("<f4"))}
 
     def encode(self, name: str, rows: Array) -> list[Column]:
         """Round to the nearest multiple of the scale."""
@@ -129,11 +136,11 @@ class Int8:
         _, part = self.columns(name)
         return [_numbers(name, stored, self.shape, scale=part), _plain(part, scale)]
 
-    def decode(self, name: str, table: pa.Table) -> Array:
+    def decode(self, name: str, columns: Columns, out: Array | None = None) -> Array:
         """Multiply."""
         numbers, part = self.columns(name)
-        scale = table.column(part).to_numpy().reshape(-1, *[1] * len(self.shape))
-        found: Array = _view(table.column(numbers), np.dtype("|i1"), self.shape) * scale
+        scale = columns[part].copy().reshape(-1, *[1] * len(self.shape))  # a copy is aligned, and small
+        found: Array = np.multiply(columns[numbers], scale, out=out)
         return found
 
 
@@ -160,17 +167,15 @@ class TopK:
         return self.values.limit
 
     @property
-    def row_bytes(self) -> int:
-        """Values, classes, and the number for the others."""
-        return self.values.row_bytes + self.kept * self._class_dtype.itemsize + 4
-
-    @property
     def _class_dtype(self) -> np.dtype[Any]:
         return np.dtype("<u2" if self.classes <= 1 << 16 else "<u4")
 
-    def columns(self, name: str) -> list[str]:
+    def columns(self, name: str) -> dict[str, RowType]:
         """Those of the values, then the classes and the number for the others."""
-        return [*self.values.columns(name), f"{name}:classes", f"{name}:rest"]
+        return self.values.columns(name) | {
+            f"{name}:classes": RowType(self._class_dtype, (self.kept,)),
+            f"{name}:rest": RowType(np.dtype("<f4")),
+        }
 
     def encode(self, name: str, rows: Array) -> list[Column]:
         """Choose, and average what is left out."""
@@ -178,7 +183,7 @@ class TopK:
         best_first = np.argsort(-np.take_along_axis(rows, chosen, axis=1), axis=1, kind="stable")
         chosen = np.take_along_axis(chosen, best_first, axis=1)
         stored = self.values.encode(name, np.take_along_axis(rows, chosen, axis=1))
-        smallest = self.values.decode(name, _table(stored)).min(axis=1)
+        smallest = self.values.decode(name, _arrays(stored, self.values.columns(name))).min(axis=1)
         # Rounding may push the smallest value that is kept below the others, which it is not.
         fill = np.minimum(_log_mean_exp_of_others(rows, chosen).astype(self.dtype), smallest).astype(np.float32)
         *_, classes, rest = self.columns(name)
@@ -191,14 +196,12 @@ class TopK:
             _plain(rest, fill),
         ]
 
-    def decode(self, name: str, table: pa.Table) -> Array:
+    def decode(self, name: str, columns: Columns, out: Array | None = None) -> Array:
         """Fill whole rows."""
         *_, classes, rest = self.columns(name)
-        values = self.values.decode(name, table)
-        fill = table.column(rest).to_numpy().astype(self.dtype)
-        whole = np.repeat(fill[:, None], self.classes, axis=1)
-        chosen = _view(table.column(classes), self._class_dtype, (self.kept,)).astype(np.int64)
-        np.put_along_axis(whole, chosen, values, axis=1)
+        whole = np.empty((len(columns[rest]), self.classes), self.dtype) if out is None else out
+        whole[...] = columns[rest].astype(self.dtype)[:, None]
+        np.put_along_axis(whole, columns[classes].astype(np.int64), self.values.decode(name, columns), axis=1)
         return whole
 
 
@@ -217,9 +220,32 @@ def codec_of(content: Content, name: str) -> Codec:
     return dtype(shape)
 
 
-def columns_of(content: Content, names: Sequence[str]) -> list[str]:
+def columns_of(content: Content, names: Sequence[str]) -> dict[str, RowType]:
     """Return all columns of some outputs."""
-    return [column for name in names for column in codec_of(content, name).columns(name)]
+    return {column: row_type for name in names for column, row_type in codec_of(content, name).columns(name).items()}
+
+
+def array_of(column: pa.ChunkedArray, row_type: RowType) -> Array:
+    """View the buffers of a column without nulls as one array [N, *shape]; only several chunks are copied."""
+    width = math.prod(row_type.shape)
+    parts = [
+        np.frombuffer(chunk.buffers()[1], row_type.dtype, len(chunk) * width, chunk.offset * row_type.bytes)
+        for chunk in column.chunks
+    ]
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return whole.reshape(-1, *row_type.shape)
+
+
+def take_rows(column: Array, positions: Array | slice) -> Array:
+    """Return rows of a column: a view for a slice, else a copy."""
+    if isinstance(positions, slice):
+        return column[positions]
+    return _bytes(column).take(positions, axis=0).view(column.dtype).reshape(-1, *column.shape[1:])
+
+
+def _bytes(rows: Array) -> Array:
+    """View contiguous rows as uint8 [N, bytes]; numbers of a file may lie at odd places, which numpy copies slowly."""
+    return rows.reshape(len(rows), -1).view(np.uint8)
 
 
 def _numbers(name: str, stored: Array, shape: Shape, **about: str) -> Column:
@@ -236,20 +262,9 @@ def _plain(name: str, values: Array) -> Column:
     return pa.field(name, column.type, nullable=False), column
 
 
-def _table(columns: list[Column]) -> pa.Table:
-    fields, values = zip(*columns, strict=True)
-    return pa.Table.from_arrays(list(values), schema=pa.schema(fields))
-
-
-def _view(column: pa.ChunkedArray, dtype: np.dtype[Any], shape: Shape) -> Array:
-    """View the buffers of a column as one array [N, *shape]; a copy is made only of several chunks."""
-    width = math.prod(shape)
-    parts = [
-        np.frombuffer(chunk.buffers()[1], dtype, len(chunk) * width, chunk.offset * width * dtype.itemsize)
-        for chunk in column.chunks
-    ]
-    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return whole.reshape(-1, *shape)
+def _arrays(columns: list[Column], row_types: Mapping[str, RowType]) -> dict[str, Array]:
+    """What a reader would find in columns that are not yet written."""
+    return {field.name: array_of(pa.chunked_array([column]), row_types[field.name]) for field, column in columns}
 
 
 def _log_mean_exp_of_others(rows: Array, chosen: Array) -> Array:

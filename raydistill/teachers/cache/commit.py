@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydistill.errors import CacheError
-from raydistill.files import write_atomically
-from raydistill.teachers.cache.files import file_sha256
+from raydistill.errors import CacheError, RunError
+from raydistill.teachers.cache import store
 from raydistill.teachers.cache.manifest import (
     ERRORS,
     MANIFEST,
@@ -26,31 +26,56 @@ from raydistill.teachers.cache.manifest import (
     read_manifest,
     read_record,
     shard_name,
-    shard_path,
     write_part,
 )
+from raydistill.teachers.cache.remote import Location
+from raydistill.teachers.cache.shards import check_record
 
 if TYPE_CHECKING:
     from raydistill.data.image_set import Skipped
 
 
-def finished_shards(folder: Path, content: Content) -> dict[str, ShardRecord]:
-    """Return the records, by name, of shards to keep: their file has the recorded size and hash."""
-    kept = {}
-    for view, first, rows in content.shards():
+def finished_shards(
+    folder: Location, content: Content, shards: Iterable[tuple[int, int, int]]
+) -> dict[str, ShardRecord]:
+    """Return the records, by name, of those shards that can be kept: file and record agree in every byte.
+
+    Hashing takes a second for a gigabyte; without it, the repair that errors recommend would keep a flipped bit.
+    """
+
+    def kept(shard: tuple[int, int, int]) -> ShardRecord | None:
+        view, first, rows = shard
         record = read_record(folder, shard_name(view, first))
-        if record is not None and record.rows == rows and _intact(shard_path(folder, record.name), record):
-            kept[record.name] = record
-    return kept
+        if record is None or record.rows != rows:
+            return None
+        try:
+            check_record(folder, content, record)
+        except CacheError:
+            return None
+        return record
+
+    return {record.name: record for record in store.spread(folder, kept, shards) if record is not None}
 
 
-def begin(folder: Path, content: Content) -> None:
+def clear_the_way(folder: Location) -> None:
+    """Delete folders that lie where a file of the cache belongs. Raises ``RunError``."""
+    if not isinstance(folder, Path):
+        return
+    try:
+        for path in (folder / MANIFEST, folder / SUCCESS, folder / ERRORS, *folder.glob("*/*")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be repaired: {error}") from error
+
+
+def begin(folder: Location, content: Content) -> None:
     """Mark the cache as unfinished; its manifest then tells what is being built. Raises ``RunError``."""
     (folder / SUCCESS).unlink(missing_ok=True)
     write_part(folder / MANIFEST, _manifest(content, ()))
 
 
-def finish(folder: Path, content: Content, done: Mapping[str, ShardRecord]) -> Manifest:
+def finish(folder: Location, content: Content, done: Mapping[str, ShardRecord]) -> Manifest:
     """Write the manifest and then the mark of success, unless the right ones are there. Raises ``RunError``."""
     shards = tuple(done[shard_name(view, first)] for view, first, _ in content.shards())
     try:
@@ -63,11 +88,11 @@ def finish(folder: Path, content: Content, done: Mapping[str, ShardRecord]) -> M
     manifest = _manifest(content, shards)
     write_part(folder / MANIFEST, manifest)
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    write_atomically(folder / SUCCESS, digest.encode())
+    store.write(folder / SUCCESS, digest.encode())
     return manifest
 
 
-def write_errors(folder: Path, skipped: Sequence[Skipped]) -> None:
+def write_errors(folder: Location, skipped: Sequence[Skipped]) -> None:
     """List the images that could not be decoded, in the order of the data set. Raises ``RunError``."""
     path = folder / ERRORS
     if not skipped:
@@ -80,15 +105,7 @@ def write_errors(folder: Path, skipped: Sequence[Skipped]) -> None:
     }
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
-
-
-def _intact(path: Path, record: ShardRecord) -> bool:
-    # A second for a gigabyte; without the hash, the repair that errors recommend would keep a flipped bit.
-    try:
-        return path.stat().st_size == record.bytes and file_sha256(path) == record.sha256
-    except OSError:
-        return False
+    store.write(path, sink.getvalue().to_pybytes())
 
 
 def _manifest(content: Content, shards: tuple[ShardRecord, ...]) -> Manifest:

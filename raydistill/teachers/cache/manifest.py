@@ -1,6 +1,6 @@
 """What a cache says about itself, and the name that follows from what decides its content.
 
-A cache is a folder ``<root>/<model>-<key>``::
+A cache is a folder ``<root>/<model>-<key>``, on a disk or behind a URL::
 
     manifest.json        content, versions and shards
     shards/*.parquet     rows (sample_id, view_id) with one column for each output
@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 from pydantic import (
@@ -31,7 +31,8 @@ from pydantic import (
 )
 
 from raydistill.errors import CacheError
-from raydistill.files import write_atomically
+from raydistill.teachers.cache import store
+from raydistill.teachers.cache.remote import Location
 
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
@@ -80,11 +81,30 @@ class Preprocessing(_Part):
     image_shape: tuple[int, int, int]
 
 
+class PartnersContent(_Part):
+    """The images that views are mixed with: what ``split_seed`` and ``validation`` leave for training.
+
+    ``ids`` is the sha256 of their ascending little-endian int64 ids.
+    """
+
+    ids: str
+    count: int = Field(ge=2)
+    split_seed: int
+    validation: float
+
+
 class Augmentation(_Part):
-    """What the views 1 to V show."""
+    """What the views 1 to V show; ``partners`` where ``operations`` mix images."""
 
     operations: dict[str, Any]
     seed: int
+    partners: PartnersContent | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As in Content: where nothing is mixed, caches keep their names.
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if (name, value) != ("partners", None)}
 
 
 class Content(_Part):
@@ -108,6 +128,11 @@ class Content(_Part):
         return {name: value for name, value in values.items() if (name, value) not in _LATER_DEFAULTS}
 
     @property
+    def mixes(self) -> bool:
+        """Whether views are mixed with other images."""
+        return self.augmentation is not None and self.augmentation.partners is not None
+
+    @property
     def key(self) -> str:
         """The hash that names the cache."""
         return content_hash(self)
@@ -124,8 +149,19 @@ class Content(_Part):
                 yield view, first, min(self.shard_rows, self.data.count - first)
 
 
+class Block(_Part):
+    """A column's numbers as one stretch of a shard's file: its first byte, and the XXH3-64 of the stretch."""
+
+    offset: int = Field(ge=0)
+    xxh3: str
+
+
 class ShardRecord(_Part):
-    """One finished shard: its place, its file, and how many images went through the teacher for it."""
+    """One finished shard: its place, its file, and how many images went through the teacher for it.
+
+    ``device`` is the type of the teacher's, as ``cpu``. ``blocks`` names the columns that can be read without Parquet.
+    Caches from before have neither.
+    """
 
     name: str
     view: int = Field(ge=0)
@@ -135,6 +171,14 @@ class ShardRecord(_Part):
     sha256: str
     ids: str
     forwards: int = Field(ge=0)
+    device: str = ""
+    blocks: dict[str, Block] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records from before are written as they were.
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if value or name not in ("device", "blocks")}
 
     @model_validator(mode="after")
     def _named_after_its_place(self) -> ShardRecord:
@@ -179,14 +223,14 @@ def shard_name(view: int, first: int) -> str:
     return f"v{view:04d}-{first:010d}.parquet"
 
 
-def shard_path(folder: Path, name: str) -> Path:
+def shard_path(folder: Location, name: str) -> Location:
     """Return where a shard lies."""
     return folder / SHARDS / name
 
 
-def record_path(folder: Path, name: str) -> Path:
+def record_path(folder: Location, name: str) -> Location:
     """Return where the record of a shard lies."""
-    return (folder / RECORDS / name).with_suffix(".json")
+    return folder / RECORDS / PurePath(name).with_suffix(".json").name
 
 
 def library_versions() -> dict[str, str]:
@@ -200,12 +244,12 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def write_part(path: Path, part: BaseModel) -> None:
+def write_part(path: Location, part: BaseModel) -> None:
     """Write a manifest or a record atomically. Raises ``RunError`` where the disk refuses."""
-    write_atomically(path, (part.model_dump_json(indent=1) + "\n").encode())
+    store.write(path, (part.model_dump_json(indent=1) + "\n").encode())
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Location) -> Manifest:
     """Read and check ``manifest.json``.
 
     Raises:
@@ -217,7 +261,7 @@ def read_manifest(folder: Path) -> Manifest:
     return _parse(Manifest, path)
 
 
-def read_record(folder: Path, name: str) -> ShardRecord | None:
+def read_record(folder: Location, name: str) -> ShardRecord | None:
     """Return the record of a shard, or None where there is none that can be trusted."""
     try:
         record = _parse(ShardRecord, record_path(folder, name))
@@ -226,7 +270,7 @@ def read_record(folder: Path, name: str) -> ShardRecord | None:
     return record if record.name == name else None
 
 
-def check_success(folder: Path) -> None:
+def check_success(folder: Location) -> None:
     """Raise ``CacheError`` unless the build was finished and the manifest is the one it wrote."""
     marker, manifest = folder / SUCCESS, folder / MANIFEST
     if not marker.is_file():
@@ -235,7 +279,7 @@ def check_success(folder: Path) -> None:
         raise CacheError(f"{manifest}: changed after the build; repair it with `{REPAIR}`")
 
 
-def _parse(kind: type[P], path: Path) -> P:
+def _parse(kind: type[P], path: Location) -> P:
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,17 +11,19 @@ import numpy as np
 
 from raydistill.errors import CacheError
 from raydistill.lazy import Tensor, torch
-from raydistill.teachers.cache.codec import Array, codec_of
-from raydistill.teachers.cache.manifest import REPAIR, Manifest, ShardRecord, check_success, read_manifest
-from raydistill.teachers.cache.shards import (
-    SAMPLE_ID,
-    check_footer,
-    damaged,
-    ids_sha256,
-    plain_columns,
-    read_columns,
-    read_outputs,
+from raydistill.teachers.cache import store
+from raydistill.teachers.cache.codec import Array, codec_of, columns_of, take_rows
+from raydistill.teachers.cache.manifest import (
+    REPAIR,
+    Manifest,
+    ShardRecord,
+    check_success,
+    read_manifest,
+    shard_path,
 )
+from raydistill.teachers.cache.remote import Location
+from raydistill.teachers.cache.rows import RowReader
+from raydistill.teachers.cache.shards import check_footer, plain_columns, read_columns, read_ids, read_stored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from raydistill.config import Experiment
     from raydistill.data.image_set import ImageSet
 
-_RECENT_BYTES = 1 << 29
 _READERS = 4
 
 
@@ -38,30 +38,30 @@ class TeacherCache:
     """The stored outputs of one teacher for one list of images.
 
     Attributes:
-        path: the folder.
+        path: the folder, a ``pathlib.Path`` or a ``RemotePath``.
         manifest: what the cache says about itself.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Location, manifest: Manifest) -> None:
         """Use ``TeacherCache.open``, which checks the folder first."""
         self.path = path
         self.manifest = manifest
         self._ids: Array | None = None
         self._order: Array | None = None
-        self._recent: OrderedDict[tuple[str, str], Array] = OrderedDict()
+        self._reader = RowReader(path, manifest.content)
 
     @classmethod
-    def open(cls, path: str | Path) -> TeacherCache:
-        """Open a cache after checking manifest, completeness, sizes and row counts.
+    def open(cls, path: str | Location) -> TeacherCache:
+        """Open a cache, in a folder or at a URL, after checking manifest, completeness, sizes and row counts.
 
         Raises:
             CacheError: naming the file that is missing or damaged and the command that repairs it.
+            StorageError: if a remote storage cannot be reached, does not exist or refuses.
         """
-        folder = Path(path)
+        folder = store.location(path)
         manifest = read_manifest(folder)
         check_success(folder)
-        for record in manifest.shards:
-            check_footer(folder, manifest.content, record)
+        store.spread(folder, lambda record: check_footer(folder, manifest.content, record), manifest.shards)
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -86,14 +86,20 @@ class TeacherCache:
             CacheError: if they are not those of the manifest.
         """
         if self._ids is None:
-            parts = []
-            for record in self._shards(0):
-                column = read_columns(self.path, record, [SAMPLE_ID]).column(SAMPLE_ID).to_numpy()
-                if ids_sha256(column) != record.ids:
-                    raise damaged(self.path / "shards" / record.name, "its sample ids are not those of the manifest")
-                parts.append(column)
-            self._ids = np.concatenate(parts)
+            self._ids = np.concatenate(
+                store.spread(self.path, lambda record: read_ids(self.path, record), self._shards(0))
+            )
         return self._ids
+
+    def local_shard(self, record: ShardRecord) -> Path:
+        """Return a shard as a local file: the cache's own, or a copy of a remote one that this node's processes share.
+
+        Raises:
+            CacheError: if a remote shard is missing or not the recorded one.
+            StorageError: if the storage cannot be reached or refuses.
+            RunError: if the copy can't be written.
+        """
+        return store.local_file(shard_path(self.path, record.name), record, self.manifest.key)
 
     def read(
         self, sample_ids: Iterable[int] | Array | Tensor, view: int = 0, outputs: Sequence[str] | None = None
@@ -103,16 +109,28 @@ class TeacherCache:
         Raises:
             CacheError: naming the id, view or output that the cache does not hold, or a damaged shard.
         """
-        names = self._check_outputs(self.outputs if outputs is None else outputs)
+        rows = self.rows(sample_ids, view, self.outputs if outputs is None else outputs)
+        return {name: torch.from_numpy(values.astype(np.float32)) for name, values in rows.items()}
+
+    def rows(self, sample_ids: Iterable[int] | Array | Tensor, view: int, outputs: Sequence[str]) -> dict[str, Array]:
+        """Read rows of one view for a batch, from shards of which half a gigabyte stays open; see ``RowReader``.
+
+        Returns:
+            Name -> [B, *shape] in the order of ``sample_ids``, float16 where that is the cache's dtype, else float32.
+
+        Raises:
+            CacheError: naming the id, view or output that the cache does not hold, or a damaged shard.
+        """
+        names = self._check_outputs(outputs)
         (shards,) = self._check_views([view])
         positions = self._positions(sample_ids)
         table = {name: self._empty((len(positions),), name) for name in names}
-        for record in shards:
+        for number in np.unique(positions // self.manifest.content.shard_rows):
+            record = shards[number]
             chosen = _inside(positions, record)
-            if len(chosen):
-                for name, values in self._cached(record, names).items():
-                    table[name][chosen] = values[positions[chosen] - record.first]
-        return {name: torch.from_numpy(values.astype(np.float32)) for name, values in table.items()}
+            for name, values in self._reader.rows(record, names, positions[chosen] - record.first).items():
+                table[name][chosen] = values
+        return table
 
     def table(
         self, sample_ids: Iterable[int] | Array | Tensor, views: Sequence[int], outputs: Sequence[str]
@@ -127,7 +145,7 @@ class TeacherCache:
         """
         names = self._check_outputs(outputs)
         shards = self._check_views(views)
-        positions = self._positions(sample_ids)
+        positions, content = self._positions(sample_ids), self.manifest.content
         table = {name: self._empty((len(views), len(positions)), name) for name in names}
 
         def fill(part: tuple[int, ShardRecord]) -> None:
@@ -135,9 +153,15 @@ class TeacherCache:
             chosen = _inside(positions, record)
             if not len(chosen):
                 return
-            rows = _as_slice(positions[chosen] - record.first)
-            for name, values in read_outputs(self.path, self.manifest.content, record, names).items():
-                table[name][slot, _as_slice(chosen)] = values[rows]
+            rows, places = _as_slice(positions[chosen] - record.first), _as_slice(chosen)
+            stored = read_stored(shard_path(self.path, record.name), record, columns_of(content, names))
+            stored = {name: take_rows(numbers, rows) for name, numbers in stored.items()}
+            for name in names:
+                decode, target = codec_of(content, name).decode, table[name][slot]
+                if isinstance(places, slice):
+                    decode(name, stored, target[places])  # from the file's pages to where they stay
+                else:
+                    target[places] = decode(name, stored)
 
         parts = [(slot, record) for slot, records in enumerate(shards) for record in records]
         with ThreadPoolExecutor(min(_READERS, len(parts))) as pool:  # checksums and copies hold no Python lock
@@ -192,6 +216,8 @@ class TeacherCache:
         if not hasattr(sample_ids, "__array__"):
             sample_ids = list(sample_ids)
         wanted = np.asarray(sample_ids, dtype=np.int64).reshape(-1)
+        if np.array_equal(wanted, self.ids):  # all in order, as for a whole table
+            return np.arange(len(wanted))
         if self._order is None:
             self._order = np.argsort(self.ids, kind="stable")
         place = np.searchsorted(self.ids, wanted, sorter=self._order)
@@ -203,29 +229,17 @@ class TeacherCache:
             )
         return positions
 
-    def _cached(self, record: ShardRecord, names: Sequence[str]) -> dict[str, Array]:
-        """Outputs of a shard from the recently read ones, which may hold half a gigabyte."""
-        lacking = [name for name in names if (record.name, name) not in self._recent]
-        if lacking:
-            for name, values in read_outputs(self.path, self.manifest.content, record, lacking).items():
-                self._recent[record.name, name] = values
-        found = {name: self._recent[record.name, name] for name in names}
-        for name in names:
-            self._recent.move_to_end((record.name, name))
-        while sum(values.nbytes for values in self._recent.values()) > _RECENT_BYTES:
-            self._recent.popitem(last=False)
-        return found
-
 
 def find_cache(experiment: Experiment, images: ImageSet) -> TeacherCache:
     """Open the finished cache that holds exactly what the experiment asks for; ``images`` are what the teacher sees.
 
     Raises:
-        CacheError: if it was not built (naming the fields that set the nearest one apart), is damaged, or could
-            not serve the methods.
+        CacheError: if it was not built (naming the fields that set the nearest one apart), is damaged, could not
+            serve the methods, or holds other rows than the teacher computes.
         ConfigError, WeightsError: where the teacher can't be loaded.
     """
     from raydistill.teachers.cache.request import absent, missing_outputs, needing_every_logit, requested
+    from raydistill.teachers.cache.spot import check_first_use
     from raydistill.teachers.network import teacher_of
 
     lacking = missing_outputs(experiment)
@@ -239,12 +253,15 @@ def find_cache(experiment: Experiment, images: ImageSet) -> TeacherCache:
             f"cache.top_k = {experiment.cache.top_k}: methods.{objections[0]}; set cache.top_k=null "
             f"and run `{REPAIR}`, or set teacher.source=live"
         )
-    content = requested(experiment, images, teacher_of(experiment, images))
-    root = Path(experiment.cache.root)
+    teacher = teacher_of(experiment, images)
+    content = requested(experiment, images, teacher)
+    root = store.location(experiment.cache.root)
     folder = root / content.folder_name
     if not folder.is_dir():
         raise absent(root, content)
-    return TeacherCache.open(folder)
+    cache = TeacherCache.open(folder)
+    check_first_use(cache, teacher, images)
+    return cache
 
 
 def _as_slice(indices: Array) -> Array | slice:

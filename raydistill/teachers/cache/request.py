@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydistill.errors import CacheError, ConfigError
+from raydistill.data.datasets import training_ids
+from raydistill.errors import CacheError, ConfigError, DataError
 from raydistill.models.weights import weights_fingerprint
-from raydistill.teachers.cache.codec import LOGITS
+from raydistill.teachers.cache.codec import LOGITS, Array
 from raydistill.teachers.cache.manifest import (
     MANIFEST,
     REPAIR,
@@ -16,11 +16,14 @@ from raydistill.teachers.cache.manifest import (
     Content,
     DataContent,
     Manifest,
+    PartnersContent,
     Preprocessing,
     TeacherContent,
     read_manifest,
 )
+from raydistill.teachers.cache.remote import Location
 from raydistill.teachers.cache.shards import ids_sha256
+from raydistill.teachers.cache.store import folders_with
 from raydistill.teachers.network import output_shapes
 
 if TYPE_CHECKING:
@@ -35,11 +38,11 @@ def requested(experiment: Experiment, images: ImageSet, network: Tapped) -> Cont
     """Return everything that decides the values of the experiment's cache; ``images`` are what the teacher sees.
 
     Raises:
+        DataError: if views are to be mixed, but there are no two training images.
         ConfigError: if the teacher lacks an output of ``cache.outputs``, or has no more than ``cache.top_k`` logits.
     """
     config, teacher = experiment.cache, experiment.teacher
     assert teacher is not None
-    operations = experiment.data.augment.operations
     # Sorted: the order in which outputs are listed decides no value, so it must not decide the name.
     names = tuple(sorted(set(config.outputs)))
     shapes = output_shapes(network, names, images.shape)
@@ -56,13 +59,47 @@ def requested(experiment: Experiment, images: ImageSet, network: Tapped) -> Cont
         preprocessing=Preprocessing(
             mean=tuple(map(float, images.mean)), std=tuple(map(float, images.std)), image_shape=images.shape
         ),
-        augmentation=Augmentation(operations=operations, seed=config.seed) if config.views else None,
+        augmentation=_augmentation(experiment, images) if config.views else None,
         views=config.views,
         dtype=config.dtype,
         shard_rows=config.shard_rows,
         compression=config.compression,
         top_k=config.top_k,
     )
+
+
+def _augmentation(experiment: Experiment, images: ImageSet) -> Augmentation:
+    data = experiment.data
+    partners = None
+    if data.augment.mixing is not None:
+        ids = training_ids(images, validation=data.validation, split_seed=data.split_seed)
+        if len(ids) < 2:
+            raise DataError(f"data.augment.{data.augment.mixing}: needs 2 training images or more, not {len(ids)}")
+        partners = PartnersContent(
+            ids=ids_sha256(ids.cpu().numpy()),
+            count=len(ids),
+            split_seed=data.split_seed,
+            validation=data.validation,
+        )
+    return Augmentation(operations=data.augment.operations, seed=experiment.cache.seed, partners=partners)
+
+
+def partners_of(content: Content, images: ImageSet) -> Array | None:
+    """Return the ids, ascending int64 [M], of the images that a cache's views are mixed with; None where none is.
+
+    Raises:
+        CacheError: the images are split in another way than they were for the cache.
+    """
+    told = content.augmentation.partners if content.augmentation else None
+    if told is None:
+        return None
+    ids: Array = training_ids(images, validation=told.validation, split_seed=told.split_seed).cpu().numpy()
+    if ids_sha256(ids) != told.ids:
+        raise CacheError(
+            f"augmentation.partners: validation = {told.validation} and split_seed = {told.split_seed} leave other "
+            "training images than the cache was mixed from; are the labels the same?"
+        )
+    return ids
 
 
 def missing_outputs(experiment: Experiment) -> tuple[str, ...]:
@@ -83,14 +120,14 @@ def needing_every_logit(experiment: Experiment) -> tuple[str, ...]:
     return tuple(f"{label}: {reason}" for label, reason in reasons.items() if reason)
 
 
-def cache_folders(root: Path) -> list[Path]:
+def cache_folders(root: Location) -> list[Location]:
     """Return the folders under ``root`` that hold a manifest, in the order of their names."""
-    return sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
+    return folders_with(root, MANIFEST)
 
 
-def absent(root: Path, content: Content) -> CacheError:
+def absent(root: Location, content: Content) -> CacheError:
     """Return the error for a cache that was not built, naming what sets the nearest one apart."""
-    nearest: tuple[list[str], Path] | None = None
+    nearest: tuple[list[str], Location] | None = None
     for folder in cache_folders(root):
         try:
             manifest = read_manifest(folder)

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydistill.errors import CacheError
-from raydistill.teachers.cache.codec import Array, Codec, codec_of, columns_of
-from raydistill.teachers.cache.manifest import REPAIR, Content, ShardRecord, shard_name, shard_path
+from raydistill.teachers.cache import store
+from raydistill.teachers.cache.blocks import are_blocks_of, find_blocks, is_sound, page_options, view_blocks
+from raydistill.teachers.cache.codec import Array, Codec, RowType, array_of, codec_of, columns_of
+from raydistill.teachers.cache.manifest import REPAIR, Block, Content, ShardRecord, shard_name, shard_path
+from raydistill.teachers.cache.remote import Location
 
 SAMPLE_ID = "sample_id"
 VIEW_ID = "view_id"
 _BOX = ("crop_top", "crop_left", "crop_height", "crop_width")
 _CUTOUT = ("cutout_row", "cutout_column")
+_PARTNER, _SHARE = "partner_id", "own_share"
+_COVERED = ("partner_top", "partner_left", "partner_height", "partner_width")
 _PLACE = b"raydistill"
 
 
@@ -47,14 +51,39 @@ def ids_sha256(ids: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A shard's file, not yet written, and the columns of it that can be read without Parquet."""
+
+    place: Place
+    ids: str
+    data: memoryview
+    blocks: Mapping[str, Block]
+
+    def record(self, forwards: int, device: str = "") -> ShardRecord:
+        """Return the record of the shard, for which so many images went through the teacher on a type of device."""
+        return ShardRecord(
+            name=self.place.name,
+            view=self.place.view,
+            first=self.place.first,
+            rows=self.place.rows,
+            bytes=self.data.nbytes,
+            sha256=hashlib.sha256(self.data).hexdigest(),
+            ids=self.ids,
+            forwards=forwards,
+            device=device,
+            blocks=dict(self.blocks),
+        )
+
+
 def encode(
     content: Content,
     place: Place,
     ids: Array,
     outputs: Mapping[str, Array],
     parameters: Mapping[str, Array] | None,
-) -> memoryview:
-    """Return the bytes of a shard's Parquet file.
+) -> Encoded:
+    """Make a shard's Parquet file.
 
     Args:
         content: of the cache.
@@ -79,52 +108,99 @@ def encode(
             fields.append(field)
             columns.append(column)
     schema = pa.schema(fields, metadata={_PLACE: _place_text(place)})
+    table = pa.Table.from_arrays(columns, schema=schema)
     sink = pa.BufferOutputStream()
     # Floats gain nothing from dictionaries or statistics; page checksums let every read see damage.
     pq.write_table(
-        pa.Table.from_arrays(columns, schema=schema),
+        table,
         sink,
         row_group_size=len(ids),
         compression=content.compression,
         use_dictionary=False,
         write_statistics=[SAMPLE_ID, VIEW_ID],
         write_page_checksum=True,
+        **page_options(table),
     )
-    return memoryview(sink.getvalue())
+    data = sink.getvalue()
+    blocks = find_blocks(data, table, [SAMPLE_ID, *columns_of(content, list(content.teacher.outputs))])
+    return Encoded(place, ids_sha256(ids), memoryview(data), blocks)
 
 
-def read_outputs(folder: Path, content: Content, record: ShardRecord, names: Sequence[str]) -> dict[str, Array]:
+def read_outputs(folder: Location, content: Content, record: ShardRecord, names: Sequence[str]) -> dict[str, Array]:
     """Read outputs of one shard: name -> [rows, *shape] in the codec's dtype, perhaps read-only.
 
     Raises:
         CacheError: naming the shard that is missing or damaged.
     """
-    table = read_columns(folder, record, columns_of(content, names))
-    return {name: codec_of(content, name).decode(name, table) for name in names}
+    columns = read_stored(shard_path(folder, record.name), record, columns_of(content, names))
+    return {name: codec_of(content, name).decode(name, columns) for name in names}
 
 
-def read_columns(folder: Path, record: ShardRecord, names: Sequence[str] | None) -> pa.Table:
-    """Read columns of one shard, all for None. Raises ``CacheError`` naming the shard that is damaged."""
+def read_ids(folder: Location, record: ShardRecord) -> Array:
+    """Read the ids of one shard, int64 [rows]. Raises ``CacheError`` if they are not those of its record."""
     path = shard_path(folder, record.name)
+    ids = read_stored(path, record, {SAMPLE_ID: RowType(np.dtype("<i8"))})[SAMPLE_ID]
+    if ids_sha256(ids) != record.ids:
+        raise damaged(path, "its sample ids are not those of the manifest")
+    return ids
+
+
+def read_stored(
+    path: Location, record: ShardRecord, columns: Mapping[str, RowType], *, checked: Container[str] = ()
+) -> dict[str, Array]:
+    """Read columns of one shard as they are stored: name -> [rows, *shape], read-only.
+
+    Args:
+        path: of the shard, or of a copy.
+        record: of the shard; columns that it lists as blocks are viewed in the file, others are read by Arrow.
+        columns: what is wanted.
+        checked: those that were found sound before. The others are compared with their checksums.
+
+    Raises:
+        CacheError: naming the shard that is missing or damaged.
+    """
     try:
-        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+        found = view_blocks(path, record.blocks, columns, record.rows)
+    except (OSError, pa.ArrowException) as error:
+        store.size_of(path)  # raises where it is a remote storage that fails
+        raise damaged(path, str(error).splitlines()[0]) from None
+    for name, numbers in found.items():
+        if name not in checked and not is_sound(record.blocks[name], numbers):
+            raise damaged(path, f"column '{name}' is not what was written")
+    others = [name for name in columns if name not in found]
+    if others:
+        table = _read_parquet(path, others)
+        found |= {name: array_of(table.column(name), columns[name]) for name in others}
+    return found
+
+
+def read_columns(folder: Location, record: ShardRecord, names: Sequence[str] | None) -> pa.Table:
+    """Read columns of one shard, all for None. Raises ``CacheError`` naming the shard that is damaged."""
+    return _read_parquet(shard_path(folder, record.name), names)
+
+
+def _read_parquet(path: Location, names: Sequence[str] | None) -> pa.Table:
+    try:
+        with pq.ParquetFile(store.opened(path), memory_map=True, page_checksum_verification=True) as file:
             return file.read(columns=None if names is None else list(names))
     except (OSError, pa.ArrowException) as error:
+        store.size_of(path)  # as above
         raise damaged(path, str(error).splitlines()[0]) from None
 
 
-def check_footer(folder: Path, content: Content, record: ShardRecord) -> None:
+def check_footer(folder: Location, content: Content, record: ShardRecord) -> None:
     """Check existence, size, row count and place of a shard; raises ``CacheError`` naming its file."""
     path = shard_path(folder, record.name)
-    if not path.is_file():
+    size = store.size_of(path)
+    if size is None:
         raise CacheError(f"{path}: missing; repair it with `{REPAIR}`")
-    size = path.stat().st_size
     if size != record.bytes:
         raise damaged(path, f"{size} bytes instead of {record.bytes}")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(store.opened(path)) as file:
             rows, metadata = file.metadata.num_rows, file.schema_arrow.metadata or {}
     except (OSError, pa.ArrowException) as error:
+        store.size_of(path)  # as above
         raise damaged(path, str(error).splitlines()[0]) from None
     if rows != record.rows:
         raise damaged(path, f"{rows} rows instead of {record.rows}")
@@ -132,7 +208,29 @@ def check_footer(folder: Path, content: Content, record: ShardRecord) -> None:
         raise damaged(path, "it holds another shard's rows")
 
 
-def damaged(path: Path, reason: str) -> CacheError:
+def check_record(folder: Location, content: Content, record: ShardRecord) -> None:
+    """Check every byte of a shard by its record, and what the record says of the file by the file.
+
+    Raises:
+        CacheError: naming the shard that is missing or damaged, or its record where that is wrong.
+    """
+    check_footer(folder, content, record)
+    path = shard_path(folder, record.name)
+    file = store.buffer_of(path)
+    if hashlib.sha256(memoryview(file)).hexdigest() != record.sha256:
+        raise damaged(path, "its sha256 is not the recorded one")
+    with pq.ParquetFile(pa.BufferReader(file)) as written:
+        ids = written.read(columns=[SAMPLE_ID]).column(SAMPLE_ID).to_numpy()
+    if ids_sha256(ids) != record.ids:
+        raise damaged(path, "its sample ids are not the recorded ones")
+    columns = {SAMPLE_ID: RowType(np.dtype("<i8")), **columns_of(content, list(content.teacher.outputs))}
+    if record.forwards != record.rows:
+        raise damaged(path, f"its record tells of {record.forwards} forwards for {record.rows} rows")
+    if not are_blocks_of(file, record.blocks, columns, record.rows):
+        raise damaged(path, "its columns do not lie where the record says")
+
+
+def damaged(path: Location, reason: str) -> CacheError:
     """Return the error for a shard that can't be trusted."""
     return CacheError(f"{path}: damaged: {reason}; repair it with `{REPAIR}`")
 
@@ -140,20 +238,29 @@ def damaged(path: Path, reason: str) -> CacheError:
 def plain_columns(content: Content, table: pa.Table) -> dict[str, Array]:
     """Turn a shard's table into arrays; outputs become float32 [rows, *shape]."""
     outputs = content.teacher.outputs
-    parts = {part for name in outputs for part in codec_of(content, name).columns(name)[1:]}
+    stored = columns_of(content, [name for name in table.column_names if name in outputs])
+    arrays = {name: array_of(table.column(name), row_type) for name, row_type in stored.items()}
     found: dict[str, Array] = {}
     for name in table.column_names:
         if name in outputs:
-            found[name] = codec_of(content, name).decode(name, table).astype(np.float32)
-        elif name not in parts:
-            found[name] = table.column(name).to_numpy()
+            found[name] = codec_of(content, name).decode(name, arrays).astype(np.float32)
+        elif name not in arrays:
+            found[name] = _numbers(table.column(name))
     return found
+
+
+def _numbers(column: pa.ChunkedArray) -> Array:
+    """Turn a column into an array; ids with nulls into Python's whole numbers and None, as floats would round them."""
+    if pa.types.is_int64(column.type) and column.null_count:
+        return np.array(column.to_pylist(), dtype=object)
+    numbers: Array = column.to_numpy()
+    return numbers
 
 
 def row_bytes(content: Content) -> int:
     """Return the bytes of one row before compression and Parquet's own small overhead."""
-    numbers = sum(codec_of(content, name).row_bytes for name in content.teacher.outputs)
-    return 8 + 2 + (9 if content.views else 0) + numbers
+    numbers = sum(row_type.bytes for row_type in columns_of(content, list(content.teacher.outputs)).values())
+    return 8 + 2 + (9 if content.views else 0) + (20 if content.mixes else 0) + numbers
 
 
 def _check_storable(codec: Codec, place: Place, ids: Array, name: str, values: Array) -> None:
@@ -181,7 +288,20 @@ def _drawn(content: Content, parameters: Mapping[str, Array] | None, rows: int) 
         values["flip"] = pa.array(parameters["flip"])
         if "cutout" in parameters:
             values |= {name: pa.array(parameters["cutout"][:, index]) for index, name in enumerate(_CUTOUT)}
+    if content.mixes:
+        values |= _mixed(parameters, rows)
     return [(pa.field(name, value.type), value) for name, value in values.items()]
+
+
+def _mixed(parameters: Mapping[str, Array] | None, rows: int) -> dict[str, pa.Array]:
+    """Columns of the partner's id, lambda and the box that shows the partner; null where there is none."""
+    if parameters is None:
+        nothing = {_PARTNER: pa.nulls(rows, pa.int64()), _SHARE: pa.nulls(rows, pa.float32())}
+        return nothing | {name: pa.nulls(rows, pa.int16()) for name in _COVERED}
+    share, box = parameters["share"], parameters["covered"]
+    alone, whole = share == 1.0, box[:, 2] == 0
+    found = {_PARTNER: pa.array(parameters["partner"], mask=alone), _SHARE: pa.array(share, mask=alone)}
+    return found | {name: pa.array(box[:, index].astype(np.int16), mask=whole) for index, name in enumerate(_COVERED)}
 
 
 def _place_text(place: Place) -> bytes:

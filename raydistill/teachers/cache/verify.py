@@ -3,65 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raydistill.errors import CacheError
+from raydistill.teachers.cache import store
 from raydistill.teachers.cache.codec import Array
-from raydistill.teachers.cache.files import file_sha256
 from raydistill.teachers.cache.manifest import (
     REPAIR,
     Manifest,
     ShardRecord,
     check_success,
     read_manifest,
+    read_record,
+    record_path,
     shard_path,
 )
+from raydistill.teachers.cache.remote import Location
 from raydistill.teachers.cache.shards import (
     SAMPLE_ID,
     VIEW_ID,
     check_footer,
+    check_record,
     damaged,
     ids_sha256,
     read_columns,
     read_outputs,
 )
 
-if TYPE_CHECKING:
-    import torch
 
-    from raydistill.data.image_set import ImageSet
-    from raydistill.models.taps import Tapped
-    from raydistill.teachers.cache.read import TeacherCache
-
-
-@dataclass(frozen=True)
-class SpotCheck:
-    """How far recomputed rows are from the stored ones, over all outputs; cosines are between whole rows."""
-
-    rows: int
-    max_difference: float
-    min_cosine: float
-
-
-def verify(path: str | Path, full: bool = False) -> list[str]:
+def verify(path: str | Location, full: bool = False) -> list[str]:
     """Check a cache and return one line for each fault, none for a sound cache.
 
-    Quick: manifest, sizes, row counts and keys. Full: also the sha256 of every shard, that ids are complete and
-    unique, and that every value is finite.
+    Quick: manifest, sizes, row counts and keys. Full: also the sha256 of every shard, the records, that ids are
+    complete and unique, and that every value is finite.
+
+    Raises:
+        StorageError: if a remote cache's storage cannot be reached.
     """
-    folder = Path(path)
+    folder = store.location(path)
     try:
         manifest = read_manifest(folder)
     except CacheError as error:
         return [str(error)]
     problems = _guarded(lambda: check_success(folder))
     ids: dict[int, list[Array]] = {}
-    for record in manifest.shards:
-        found, keys = _check_shard(folder, manifest, record, full)
+    checked = store.spread(folder, lambda record: _check_shard(folder, manifest, record, full), manifest.shards)
+    for record, (found, keys) in zip(manifest.shards, checked, strict=True):
         problems += found
         ids.setdefault(record.view, []).append(keys)
     if full and not problems:
@@ -69,50 +57,18 @@ def verify(path: str | Path, full: bool = False) -> list[str]:
     return problems
 
 
-def spot_check(cache: TeacherCache, teacher: Tapped, images: ImageSet, rows: int = 64, seed: int = 0) -> SpotCheck:
-    """Recompute random rows with the teacher, on its own device, and compare; ``images`` are what the teacher sees.
-
-    Raises:
-        CacheError: if the images hold none of the cache's rows, or a shard is damaged.
-    """
-    import torch
-
-    from raydistill.teachers.cache.compute import Source, teacher_rows
-
-    generator = np.random.default_rng(seed)
-    positions = np.sort(generator.choice(len(images), size=min(rows, len(images)), replace=False))
-    views = generator.integers(0, len(cache.views), size=len(positions))
-    device = next(teacher.parameters(), torch.empty(0)).device
-    all_ids = images.ids.cpu().numpy()
-    source = Source(cache.manifest.content, images.images.cpu().numpy(), all_ids, teacher, rows, device)
-    largest, smallest = 0.0, 1.0
-    for view in np.unique(views):
-        chosen = positions[views == view]
-        stored = cache.read(all_ids[chosen], view=int(view))
-        for name, values in teacher_rows(source, chosen, int(view)).items():
-            difference, cosine = _compare(stored[name], torch.from_numpy(values))
-            largest, smallest = max(largest, difference), min(smallest, cosine)
-    return SpotCheck(len(positions), largest, smallest)
-
-
-def _compare(stored: torch.Tensor, computed: torch.Tensor) -> tuple[float, float]:
-    """Return the largest difference and the smallest cosine of rows [B, ...]; two zero rows are alike."""
-    left, right = stored.flatten(1).double(), computed.flatten(1).double()
-    dots, norms = (left * right).sum(1), left.norm(dim=1) * right.norm(dim=1)
-    alike = (left == right).all(dim=1)
-    cosine = (dots / norms.clamp_min(1e-300)).masked_fill(alike, 1.0)
-    return float((left - right).abs().max()), float(cosine.min())
-
-
-def _check_shard(folder: Path, manifest: Manifest, record: ShardRecord, full: bool) -> tuple[list[str], Array]:
+def _check_shard(folder: Location, manifest: Manifest, record: ShardRecord, full: bool) -> tuple[list[str], Array]:
     """Return the faults of one shard and its ids."""
     path = shard_path(folder, record.name)
     ids = np.empty(0, dtype=np.int64)
     problems = _guarded(lambda: check_footer(folder, manifest.content, record))
     if problems:
         return problems, ids
-    if full and file_sha256(path) != record.sha256:
-        problems.append(str(damaged(path, "its sha256 is not the recorded one")))
+    if full:
+        problems = _guarded(lambda: check_record(folder, manifest.content, record))
+        if read_record(folder, record.name) != record:
+            beside = record_path(folder, record.name)
+            problems.append(f"{beside}: not what the manifest says of its shard; repair it with `{REPAIR}`")
     try:
         keys = read_columns(folder, record, [SAMPLE_ID, VIEW_ID])
         ids = keys.column(SAMPLE_ID).to_numpy()
@@ -125,7 +81,7 @@ def _check_shard(folder: Path, manifest: Manifest, record: ShardRecord, full: bo
     return problems, ids
 
 
-def _check_values(folder: Path, manifest: Manifest, record: ShardRecord) -> list[str]:
+def _check_values(folder: Location, manifest: Manifest, record: ShardRecord) -> list[str]:
     names = list(manifest.content.teacher.outputs)
     stored = read_outputs(folder, manifest.content, record, names)
     path = shard_path(folder, record.name)
@@ -136,7 +92,7 @@ def _check_values(folder: Path, manifest: Manifest, record: ShardRecord) -> list
     ]
 
 
-def _check_ids(folder: Path, manifest: Manifest, ids: dict[int, list[Array]]) -> list[str]:
+def _check_ids(folder: Location, manifest: Manifest, ids: dict[int, list[Array]]) -> list[str]:
     """Every view holds every image once, in the order of the data set."""
     problems = []
     if not manifest.shards:

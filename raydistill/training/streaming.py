@@ -1,0 +1,128 @@
+"""Reading ahead: a Ray Data pipeline brings what lies on the disk, in the very order of the epoch.
+
+Every task reads what up to 64 coming steps ask for, images and teacher's rows alike, so they are joined by sample when
+they arrive. The order is a whole random permutation, as exact as with everything in memory, and that costs random
+reads: where the operating system's page cache does not hold a shard, each row costs a page of 4 KiB, four times what
+512 numbers in float16 take. A task gathers its rows shard by shard and file by file, so the more steps it covers, the
+more of them share a page. Of compressed shards, whole columns must be unpacked: leave them uncompressed to stream them.
+An epoch begins with a wait for its first task, and what is read ahead is a few blocks, whatever the cache's size.
+
+Tasks ask Ray for no CPU: a worker, another rank or a trial that holds all of them could otherwise wait for its own
+reader for ever. What they take is bounded by their number, for which ``trainer`` leaves room.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydistill.cluster import ensure_ray, quiet_data
+from raydistill.data.shared import tensor_of
+from raydistill.errors import RaydistillError, RunError, named_error
+from raydistill.methods.base import Needs
+from raydistill.training.feeding import Columns, Supply
+from raydistill.training.requests import Plan, Request
+
+MOST_STEPS = 64
+BLOCK_BYTES = 1 << 25
+"""A task takes fewer steps where they would be more than this; what is read ahead is some such blocks."""
+
+_FAILURE = "failure"
+_BLOCKS_AHEAD = 2
+_LEAST_BUDGET = 1 << 27
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What tasks need to read the steps of an epoch: they make the requests themselves."""
+
+    supply: Supply
+    plan: Plan
+    epoch: int
+    needs: Needs
+
+    def columns(self, positions: Tensor) -> Columns:
+        """Read for int64 [B] positions on the CPU."""
+        return self.supply.bring(self._request(positions))
+
+    def bytes_of(self, positions: Tensor) -> int:
+        """What the columns for int64 [B] positions take."""
+        return len(positions) * self.supply.row_bytes(self._request(positions[:1]))
+
+    def _request(self, positions: Tensor) -> Request:
+        return self.plan.request(positions, self.epoch, self.needs)
+
+
+def stream(reading: Reading, steps: Sequence[Tensor], readers: int) -> Iterator[Columns]:
+    """Yield the columns of each step, read ahead by ``readers`` tasks at a time.
+
+    Args:
+        reading: what to read.
+        steps: int64 [B] positions of each step, all alike long.
+        readers: number of tasks.
+
+    Raises:
+        InputError: what a task met: a damaged shard, an image that was changed.
+        RunError: if Ray could not go on.
+    """
+    if not steps:
+        return
+    size = len(steps[0])
+    step_bytes = reading.bytes_of(steps[0])
+    together = max(1, min(MOST_STEPS, math.ceil(len(steps) / (readers + 1)), BLOCK_BYTES // max(1, step_bytes)))
+    parts = [torch.cat(list(steps[first : first + together])) for first in range(0, len(steps), together)]
+    for positions, block in zip(parts, _blocks(reading, parts, readers, together * step_bytes), strict=True):
+        if _FAILURE in block:
+            failure = json.loads(str(block[_FAILURE][0]))
+            raise named_error(failure["kind"], failure["message"])
+        columns = {name: tensor_of(values) for name, values in block.items()}
+        if any(len(values) != len(positions) for values in columns.values()):
+            raise RunError(f"a reading task brought other than the {len(positions)} rows that it was sent for")
+        for first in range(0, len(positions), size):
+            yield {name: values[first : first + size] for name, values in columns.items()}
+
+
+def _blocks(
+    reading: Reading, parts: Sequence[Tensor], readers: int, block_bytes: int
+) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
+    """Run the pipeline: one task and one block for each part, in their order."""
+    ensure_ray()
+    import ray
+    from ray.data import ExecutionResources
+
+    quiet_data()
+    shared = ray.put(reading), ray.put([part.numpy() for part in parts])
+    numbers = [{"part": number} for number in range(len(parts))]
+    data = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+        _read, fn_args=shared, batch_size=None, num_cpus=0, concurrency=readers
+    )
+    context = data.context
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = None  # one block for each task, however large
+    budget = max(_LEAST_BUDGET, 4 * (readers + _BLOCKS_AHEAD) * block_bytes)
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=budget)
+    try:
+        yield from data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_BLOCKS_AHEAD)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[-1]
+        raise RunError(f"reading ahead failed: {type(error).__name__}: {reason}; or set cache.read=shared") from error
+
+
+def _read(batch: Mapping[str, np.ndarray[Any, Any]], reading: Any, parts: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """What a task runs; it tells what it met in its block, since Ray would wrap and repeat it."""
+    import ray
+
+    torch.set_num_threads(1)
+    positions = ray.get(parts)[int(batch["part"][0])]
+    try:
+        columns = ray.get(reading).columns(tensor_of(positions))
+    except RaydistillError as error:
+        return {_FAILURE: np.array([json.dumps({"kind": type(error).__name__, "message": str(error)})])}
+    return {name: np.ascontiguousarray(values.numpy()) for name, values in columns.items()}
