@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,13 @@ os.environ.pop("RAY_ADDRESS", None)
 TESTS = Path(__file__).parent
 WHOLE_COMMANDS = {"test_cli.py", "test_demo.py", "test_sweep.py", "test_trainer.py"}
 """Files whose tests start commands, and so Rays, of their own."""
+SHARED_RAY = re.compile(r"\bray_session\b|: Built\b")
+"""The fixtures that need it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that need Ray, which take longest: the others fill what is left of the time."""
+    items.sort(key=lambda item: not _needs_ray(item.path))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,15 +38,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         """Every test goes where there is room, but those that need Ray stay together."""
 
         def _split_scope(self, nodeid: str) -> str:
-            file = config.rootpath / nodeid.partition("::")[0]
-            return "ray" if file in with_ray else nodeid
+            return "ray" if _needs_ray(config.rootpath / nodeid.partition("::")[0]) else nodeid
 
-    with_ray = {file for file in TESTS.rglob("test_*.py") if _needs_ray(file)}
     return RayTogether(config, log)
 
 
+@cache
 def _needs_ray(file: Path) -> bool:
-    return file.name in WHOLE_COMMANDS or file.parent.name == "teachers" or "ray_session" in file.read_text("utf-8")
+    return file.name in WHOLE_COMMANDS or SHARED_RAY.search(file.read_text("utf-8")) is not None
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,10 @@ ROOMS |= {
 RAY_MAY_BE_IMPORTED_BY = {
     "cluster.py",
     "doctor.py",
+    "teachers/cache/actors.py",
     "teachers/cache/build.py",
+    "teachers/cache/counting.py",
+    "teachers/cache/planning.py",
     "training/streaming.py",
     "training/trainer.py",
     "tuning/space.py",

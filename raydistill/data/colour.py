@@ -14,7 +14,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from raydistill.counter_rng import unit_interval
-from raydistill.data.rows import change_rows
+from raydistill.data.change_rows import change_rows
 from raydistill.lazy import Tensor, torch
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from raydistill.counter_rng import unit_interval
+from raydistill.data.change_rows import change_rows
 from raydistill.data.colour import blend
-from raydistill.data.rows import change_rows
 from raydistill.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:

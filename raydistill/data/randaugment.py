@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raydistill.data import colour, filters, tones
-from raydistill.data.rows import change_rows
+from raydistill.data.change_rows import change_rows
 from raydistill.data.warps import warp
 from raydistill.lazy import Tensor, torch
 

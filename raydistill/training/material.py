@@ -22,7 +22,7 @@ from raydistill.errors import DataError, WeightsError
 from raydistill.teachers.cache.read import TeacherCache, find_cache
 from raydistill.teachers.rows import StoredRows, table_bytes
 from raydistill.teachers.source import wanted_outputs
-from raydistill.training.reading import streams, usual_store_bytes
+from raydistill.training.placement import streams, usual_store_bytes
 
 Table = Mapping[str, np.ndarray[Any, Any]] | StoredRows
 

@@ -39,8 +39,8 @@ def run(
     writes = session.rank == 0
     started = time.monotonic()
     if writes:
-        if session.reading is not None:
-            folder.note_environment(cache_read=asdict(session.reading))
+        if session.placement is not None:
+            folder.note_environment(cache_read=asdict(session.placement))
         folder.write_history(session.history)
         folder.write_pretraining(session.stage_records)
     with EventLog(folder.path, enabled=writes) as events:

@@ -24,7 +24,7 @@ from raydistill.training.feeding import STUDENT, TEACHER, Batch, Feeder, Supply
 from raydistill.training.material import Material
 from raydistill.training.mutual import MutualDistiller
 from raydistill.training.optimisation import build_optimizer, build_schedule
-from raydistill.training.reading import Reading, read_from
+from raydistill.training.placement import Placement, read_from
 from raydistill.training.requests import Plan
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -37,7 +37,7 @@ class Session:
     ``model`` is the ``distiller``, wrapped for distributed training where there are several workers. ``stages`` run
     before the first epoch: ``stage_records`` holds a record for each of their finished epochs, ``stage_optimizer`` the
     state of the optimiser of the one that is under way. ``teacher_data`` holds the images of ``data`` as live teachers
-    see them, where that is not what the student sees. ``reading`` says where the stored rows lie, if there are any.
+    see them, where that is not what the student sees. ``placement`` says where the stored rows lie, if there are any.
     """
 
     experiment: Experiment
@@ -57,7 +57,7 @@ class Session:
     stage_records: list[dict[str, Any]] = field(default_factory=list)
     stage_optimizer: dict[str, Any] | None = None
     teacher_data: ResidentSet | None = None
-    reading: Reading | None = None
+    placement: Placement | None = None
 
     @property
     def device(self) -> torch.device:
@@ -189,8 +189,8 @@ def assemble(
     data = ResidentSet(material.train, device)
     student = build_network(experiment.student, material).to(device)
     peers = [build_network(peer, material).to(device) for peer in experiment.peers]
-    reading = read_from(experiment.cache.read, material, device)
-    teachers = build_teachers(experiment, material, device, reading)
+    placement = read_from(experiment.cache.read, material, device)
+    teachers = build_teachers(experiment, material, device, placement)
     teacher_data = ResidentSet(material.teacher_train, device) if material.teacher_train is not None else None
     image_shape = material.train.shape
     setting = Setting(
@@ -226,7 +226,7 @@ def assemble(
         world_size=world_size,
         stages=distiller.objective.stages(student),
         teacher_data=teacher_data,
-        reading=reading,
+        placement=placement,
     )
 
 
@@ -268,12 +268,12 @@ def build_feeder(
 
 
 def build_teachers(
-    experiment: Experiment, material: Material, device: torch.device, reading: Reading | None = None
+    experiment: Experiment, material: Material, device: torch.device, placement: Placement | None = None
 ) -> tuple[CachedTeacher | LiveTeacher, ...]:
     """Return the source of each teacher's outputs, or none where no method asks for any."""
     if not experiment.all_needs.teacher:
         return ()
-    place = reading.place(device) if reading is not None else device
+    place = placement.place(device) if placement is not None else device
     return tuple(
         _build_teacher(experiment, number, material, device, place) for number in range(len(experiment.teachers))
     )

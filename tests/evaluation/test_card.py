@@ -40,6 +40,7 @@ def test_the_card_agrees_with_the_runs_own_result(run: Path) -> None:
     assert evaluate_run(run, ["top1"])["student"] == {"top1": pytest.approx(RunFolder(run).result()["top1"])}
 
 
+@pytest.mark.slow
 def test_a_classifier_that_nobody_trained_is_not_measured(tmp_path: Path, ray_session: None) -> None:
     weights = tmp_path / "teacher.safetensors"
     from raydistill.models.weights import save_weights

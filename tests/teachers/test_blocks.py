@@ -19,7 +19,7 @@ from raydistill.teachers.cache.blocks import find_blocks, page_options
 from raydistill.teachers.cache.commit import begin, finish
 from raydistill.teachers.cache.manifest import ShardRecord, shard_path
 from raydistill.teachers.cache.read import TeacherCache
-from raydistill.teachers.cache.rows import RowReader
+from raydistill.teachers.cache.row_reader import RowReader
 
 PLAIN = ["float32", "float16", "int8", "top3"]
 

@@ -204,6 +204,7 @@ build_cache(load_experiment(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_killed_build_is_finished_with_equal_rows(built: Built, tmp_path: Path, ray_session: None) -> None:
     # 90 small shards: time enough to be killed in the middle.
     root = tmp_path / "cache"

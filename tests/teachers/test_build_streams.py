@@ -18,7 +18,6 @@ from raydistill.data.encoded import EncodedImages
 from raydistill.errors import DataError
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
-from raydistill.teachers.cache import build as building
 from raydistill.teachers.cache.build import build_cache
 from raydistill.teachers.cache.manifest import SHARDS
 from raydistill.teachers.cache.read import TeacherCache
@@ -72,10 +71,7 @@ def test_both_kinds_share_one_cache_byte_for_byte(folder: Path) -> None:
     assert shards_of(stream) == shards_of(resident) and len(shards_of(stream)) == 6
 
 
-def test_actors_decode_and_tell_how_far_they_are(
-    folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(building, "_SECONDS_BETWEEN_COUNTS", 0.01)
+def test_actors_decode_and_tell_how_far_they_are(folder: Path, ray_session: None) -> None:
     told: list[tuple[int, int]] = []
     experiment = experiment_of(folder, "stream", actors=[1, 2], cpus_per_actor=1)
     report = build_cache(experiment, progress=lambda *rows: told.append(rows))

@@ -63,7 +63,7 @@ def test_lacking_output_and_view_are_named(built: Built) -> None:
     with pytest.raises(CacheError, match=r"view 1 of a step needs 'features/1'.*raydistill cache build CONFIG"):
         wanted_outputs(Needs(teacher={1: frozenset({"features/1"})}), cache)
     three = Needs(student=dict.fromkeys(range(3), BOTH), teacher={2: BOTH})
-    with pytest.raises(CacheError, match=r"2 augmented view\(s\), but a step draws 3.*cache\.views=3"):
+    with pytest.raises(CacheError, match=r"a step draws 3 views, but 2 augmented ones.*cache\.views=3"):
         wanted_outputs(three, cache)
     assert wanted_outputs(Needs(teacher={0: BOTH}), cache) == ("embedding", "logits")
 

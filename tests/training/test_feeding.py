@@ -15,7 +15,7 @@ from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
 from raydistill.training.loop import fit
 from raydistill.training.material import Material, from_arrays, prepare, to_arrays
-from raydistill.training.reading import read_from, streams
+from raydistill.training.placement import read_from, streams
 from raydistill.training.session import Session, assemble
 from raydistill.training.trainer import spare_cpus, train
 from tests.conftest import digits, teaching

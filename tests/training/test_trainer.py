@@ -99,6 +99,7 @@ def test_networks_that_teach_each_other_share_the_global_batch_too(tmp_path: Pat
     load_weights(build_model("wrn_16_1", 10, in_channels=1), Path(result["run"]) / "peer1.safetensors")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     train_config = {"epochs": 4, "batch_size": 48}
     whole = train(digits(tmp_path, name="whole", train=train_config))

@@ -78,7 +78,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Gathered:
     """One view of some images before it is drawn, on the CPU and ready for the way to the device.
 
     Attributes:
@@ -116,10 +116,10 @@ def teacher_rows(source: Source, positions: Array, view: int) -> dict[str, Array
     return run_teacher(source, gather(source, torch.from_numpy(positions), view))
 
 
-def gather(source: Source, positions: Tensor, view: int) -> Batch:
+def gather(source: Source, positions: Tensor, view: int) -> Gathered:
     """Take or decode the images at ``positions``, int64 [B], and those that they are mixed with in a view."""
     mixture = source.mixture(positions, view)
-    return Batch(
+    return Gathered(
         view=view,
         ids=source.images.ids[positions],
         images=_ready(source, positions),
@@ -129,7 +129,7 @@ def gather(source: Source, positions: Tensor, view: int) -> Batch:
 
 
 @torch.inference_mode()
-def run_teacher(source: Source, batch: Batch) -> dict[str, Array]:
+def run_teacher(source: Source, batch: Gathered) -> dict[str, Array]:
     """Draw the view and compute the teacher's outputs: name -> float32 [B, *shape]."""
     pixels = _drawn(source, batch.images, batch.ids, batch.view)
     if batch.mixture is not None and batch.others is not None:

@@ -76,7 +76,8 @@ def _renew(folder: RemotePath, token: str, over: threading.Event) -> None:
 
 
 def _write(folder: RemotePath, token: str) -> None:
-    (folder / LEASE).write(json.dumps({"owner": token, "time": time.time()}))
+    # Whole seconds, for a constant length: who reads while it is replaced must not get half a lease, that is none.
+    (folder / LEASE).write(json.dumps({"owner": token, "time": int(time.time())}))
 
 
 def _owner(folder: RemotePath, *, fresh: bool = True) -> str | None:

@@ -22,7 +22,7 @@ from raydistill.teachers.cache.manifest import (
     shard_path,
 )
 from raydistill.teachers.cache.remote import Location
-from raydistill.teachers.cache.rows import RowReader
+from raydistill.teachers.cache.row_reader import RowReader
 from raydistill.teachers.cache.shards import check_footer, plain_columns, read_columns, read_ids, read_stored
 
 if TYPE_CHECKING:

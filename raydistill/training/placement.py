@@ -28,7 +28,7 @@ STORE_OF_MEMORY = 0.3
 
 
 @dataclass(frozen=True)
-class Reading:
+class Placement:
     """Where the stored rows lie, and why."""
 
     way: Way
@@ -51,7 +51,7 @@ def streams(wanted: str, table_bytes: int, image_bytes: int, store_bytes: int) -
     return wanted == "stream"
 
 
-def read_from(wanted: str, material: Material, device: torch.device) -> Reading | None:
+def read_from(wanted: str, material: Material, device: torch.device) -> Placement | None:
     """Return where a process that trains on ``device`` reads stored rows; None where no teacher is cached.
 
     Args:
@@ -63,16 +63,18 @@ def read_from(wanted: str, material: Material, device: torch.device) -> Reading 
         return None
     size, store = _text(material.table_bytes), _text(material.store_bytes)
     if wanted != "auto":
-        return Reading(_way(wanted), f"cache.read={wanted}; the rows take {size}")
+        return Placement(_way(wanted), f"cache.read={wanted}; the rows take {size}")
     if material.streams:
-        return Reading("stream", f"the rows' {size} beside the images exceed {STORE_SHARE:.0%} of the store's {store}")
+        return Placement(
+            "stream", f"the rows' {size} beside the images exceed {STORE_SHARE:.0%} of the store's {store}"
+        )
     if device.type == "cuda":
         room, where = torch.cuda.mem_get_info(device)[0], "free memory of the device"
     else:
         room, where = material.store_bytes, "object store"
     fits = material.table_bytes <= RESIDENT_SHARE * room
     limit = f"{RESIDENT_SHARE:.0%} of {_text(room)}, the {where}"
-    return Reading("resident" if fits else "shared", f"the rows' {size} are {'within' if fits else 'above'} {limit}")
+    return Placement("resident" if fits else "shared", f"the rows' {size} are {'within' if fits else 'above'} {limit}")
 
 
 def _way(wanted: str) -> Way:
