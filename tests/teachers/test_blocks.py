@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydistill.errors import CacheError
-from raydistill.teachers.cache import rows as rows_module
-from raydistill.teachers.cache import shards
+from raydistill.teachers.cache import row_reader, shards
 from raydistill.teachers.cache.blocks import find_blocks, page_options
 from raydistill.teachers.cache.commit import begin, finish
 from raydistill.teachers.cache.manifest import ShardRecord, shard_path
@@ -132,7 +131,7 @@ def test_reader_checks_once_and_holds_no_more_than_it_may(
     sound = shards.is_sound
     monkeypatch.setattr(shards, "is_sound", lambda block, numbers: checked.append("x") or sound(block, numbers))
     first = cache.manifest.shards[0]
-    monkeypatch.setattr(rows_module, "_OPEN_BYTES", first.rows * 64 * 2)  # one embedding column
+    monkeypatch.setattr(row_reader, "_OPEN_BYTES", first.rows * 64 * 2)  # one embedding column
     reader = RowReader(cache.path, cache.manifest.content)
     copy: RowReader = pickle.loads(pickle.dumps(reader))
     expected = [reader.rows(record, ["embedding"], np.arange(5)) for record in cache.manifest.shards]
