@@ -44,17 +44,17 @@ from raydistill.teachers.cache.shards import Place
 from raydistill.teachers.network import teacher_of
 
 WANTED = 0.95
-ROUNDS = 3
+ROUNDS = 7
 BATCH, SHARD_ROWS = 256, 512
 CASES: dict[str, dict[str, Any]] = {
     "resident 28 px, wrn_16_2": {
         "model": "wrn_16_2",
-        "images": 16384,
+        "images": 8192,
         "data": {"name": "synthetic", "synthetic_image_size": 28, "synthetic_channels": 1},
     },
     "JPEGs 64 px decoded on demand, resnet20": {
         "model": "resnet20",
-        "images": 6144,
+        "images": 3072,
         "data": {"name": "image_folder", "image_size": 64, "reading": "stream"},
     },
 }

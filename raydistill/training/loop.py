@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raydistill.data.resident import ResidentSet
-from raydistill.errors import RunError
 from raydistill.evaluation.classification import top_k_accuracy
 from raydistill.evaluation.collapse import RANK_IMAGES, rank_metrics
 from raydistill.evaluation.features import extract
 from raydistill.evaluation.neighbours import knn_accuracy
-from raydistill.methods.collectives import mean_over_ranks
+from raydistill.training.meter import Meter, Metrics, Progress
 from raydistill.training.session import Session
+from raydistill.training.step import descend
 
-Metrics = dict[str, float]
 Report = Callable[[Metrics, Session], None]
-Progress = Callable[[Mapping[str, Any]], None]
 
-PROGRESS_EVERY_S = 0.5
 KNN_BANK = 5000
 KNN_NEIGHBOURS = 20
 
@@ -49,24 +44,9 @@ def train_epoch(session: Session, epoch: int, progress: Progress) -> Metrics:
     meter = Meter(progress, epoch, session.steps_per_epoch, config.batch_size)
     session.model.train()
     for step in session.steps(epoch):
-        with autocast(session):
-            loss = session.model(step)
-        session.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        if config.clip is not None:
-            torch.nn.utils.clip_grad_norm_(session.distiller.parameters(), config.clip)
-        session.optimizer.step()
-        session.schedule.step()
-        session.distiller.after_step(loss.carry)
+        loss = descend(session, step)
         meter.add({"loss": loss.total.detach(), **loss.terms})
     return {**meter.result(), "lr": float(session.schedule.get_last_lr()[0])}
-
-
-def autocast(session: Session) -> contextlib.AbstractContextManager[object]:
-    """Return the context of the forward pass in the experiment's precision."""
-    if session.experiment.train.precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(session.device.type, dtype=torch.bfloat16)
 
 
 def validate(session: Session) -> Metrics:
@@ -107,43 +87,3 @@ def measure_top1(session: Session, held_out: ResidentSet, network: nn.Module) ->
         k=KNN_NEIGHBOURS,
         num_classes=data.num_classes,
     )
-
-
-class Meter:
-    """Adds up terms on the device and looks at them only now and then, so that steps do not wait for it."""
-
-    def __init__(self, progress: Progress, epoch: int, steps: int, batch_size: int) -> None:
-        """Report to ``progress`` about twice a second."""
-        self._progress, self._epoch, self._steps, self._batch_size = progress, epoch, steps, batch_size
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-        self._started = self._shown = time.monotonic()
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Count one step."""
-        for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._count += 1
-        now = time.monotonic()
-        if self._count == 1 or now - self._shown > PROGRESS_EVERY_S:
-            self._shown = now
-            rate = self._count * self._batch_size / max(now - self._started, 1e-9)
-            self._progress(
-                {"epoch": self._epoch, "step": self._count, "steps": self._steps, "images_per_s": rate}
-                | {f"train/{name}": float(value) / self._count for name, value in self._sums.items()}
-            )
-
-    def result(self, where: str = "", remedy: str = "train.optimizer.lr or the term's weight") -> Metrics:
-        """Return means over the epoch and all ranks.
-
-        Raises ``RunError`` where a term is not finite; it begins with ``where`` and says to lower ``remedy``.
-        """
-        means = {name: float(mean_over_ranks(value / self._count)) for name, value in self._sums.items()}
-        broken = [name for name, value in means.items() if not abs(value) < float("inf")]
-        if broken:
-            named = [name for name in broken if name != "loss"] or broken
-            raise RunError(
-                f"{where}epoch {self._epoch + 1}: {', '.join(named)} became NaN or infinite; the checkpoint of the "
-                f"epoch before is kept. Lower {remedy}, or set train.clip"
-            )
-        return {f"train/{name}": value for name, value in means.items()}

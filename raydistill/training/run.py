@@ -13,7 +13,8 @@ from raydistill.errors import DataError
 from raydistill.evaluation.collapse import collapse_warnings
 from raydistill.models.weights import save_weights
 from raydistill.training.events import EventLog
-from raydistill.training.loop import Metrics, fit, measure_top1
+from raydistill.training.loop import fit, measure_top1
+from raydistill.training.meter import Metrics
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from raydistill.training.stages import Record, ReportStage, run_stages

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from raydistill.methods.base import Stage
 from raydistill.methods.collectives import mean_over_ranks, world_size
-from raydistill.training.loop import Meter, Metrics, Progress, autocast
+from raydistill.training.meter import Meter, Metrics, Progress
 from raydistill.training.optimisation import build_optimizer
 from raydistill.training.session import Session
+from raydistill.training.step import autocast
 
 Record = dict[str, Any]
 ReportStage = Callable[[Record, Session], None]
