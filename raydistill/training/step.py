@@ -15,7 +15,7 @@ def descend(session: Session, step: Step) -> Loss:
     with autocast(session):
         loss: Loss = session.model(step)
     session.optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()
+    torch.autograd.backward(loss.total)
     clip = session.experiment.train.clip
     if clip is not None:
         torch.nn.utils.clip_grad_norm_(session.distiller.parameters(), clip)
