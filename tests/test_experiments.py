@@ -155,21 +155,28 @@ def _table() -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows}
 
 
-def _row_bytes(experiment: Experiment, teacher: Tapped) -> int:
-    config, (shape, _) = experiment.cache, _images(experiment.data)
-    operations = experiment.data.augment.operations
-    return row_bytes(
-        Content(
-            data=DataContent(fingerprint="", count=IMAGENET_IMAGES, ids=""),
-            teacher=TeacherContent(model="", weights="", outputs=output_shapes(teacher, config.outputs, shape)),
-            preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3, image_shape=shape),
-            augmentation=Augmentation(operations=operations, seed=config.seed) if config.views else None,
-            views=config.views,
-            dtype=config.dtype,
-            shard_rows=config.shard_rows,
-            compression=config.compression,
-            top_k=config.top_k,
-        )
+def _content(experiment: Experiment, teacher: Tapped) -> Content:
+    """What decides the experiment's cache, but for images and weights, which the files' paths stand for."""
+    config, described, (shape, _) = experiment.cache, experiment.teacher, _images(experiment.data)
+    assert described is not None and described.weights is not None
+    seen, operations = experiment.data.of_teacher, experiment.data.augment.operations
+    return Content(
+        data=DataContent(fingerprint=str(seen.root), count=IMAGENET_IMAGES, ids=""),
+        teacher=TeacherContent(
+            model=described.model,
+            weights=described.weights,
+            outputs=output_shapes(teacher, tuple(sorted(config.outputs)), shape),
+            taps=described.taps,
+        ),
+        preprocessing=Preprocessing(
+            mean=seen.mean or seen.known.mean, std=seen.std or seen.known.std, image_shape=shape
+        ),
+        augmentation=Augmentation(operations=operations, seed=config.seed) if config.views else None,
+        views=config.views,
+        dtype=config.dtype,
+        shard_rows=config.shard_rows,
+        compression=config.compression,
+        top_k=config.top_k,
     )
 
 
@@ -192,7 +199,7 @@ def test_sizes_and_hours_follow_from_the_shapes(path: Path, files: Path) -> None
     if experiment.teacher.source == "live":
         assert (row, rows, size, hours) == ("live", "none", "none", "none")
         return
-    wanted, work = _row_bytes(experiment, teacher), mult_adds(teacher, _images(experiment.data)[0])
+    wanted, work = row_bytes(_content(experiment, teacher)), mult_adds(teacher, _images(experiment.data)[0])
 
     def check(size: str, hours: str, views: int) -> None:
         count = IMAGENET_IMAGES * (views + 1)
@@ -205,6 +212,17 @@ def test_sizes_and_hours_follow_from_the_shapes(path: Path, files: Path) -> None
     assert told is not None and told.groups() == (row, size, hours)
     for views, size, hours in re.findall(r"`cache\.views=(\d+)`.*?([\d.]+) GB and ([\d.]+) hours", head):
         check(size, hours, int(views))
+
+
+def test_files_of_one_teacher_with_equal_rows_share_a_cache(files: Path) -> None:
+    shared: dict[tuple[str, int], set[str]] = {}
+    for path in IMAGENET_FILES:
+        experiment, teacher = _loaded(path, files)
+        assert experiment.teacher is not None
+        if experiment.teacher.source == "cache":
+            content = _content(experiment, teacher)
+            shared.setdefault((content.teacher.weights, row_bytes(content)), set()).add(content.key)
+    assert {len(keys) for keys in shared.values()} == {1}
 
 
 def test_the_readme_says_where_every_file_of_weights_comes_from() -> None:
