@@ -22,8 +22,7 @@ from raydistill.models.loading import build_described
 from raydistill.models.taps import Tapped
 from raydistill.models.weights import weights_fingerprint
 from raydistill.models.zoo import build_model, names
-
-State = dict[str, Tensor]
+from tests.models.published import State, dino, dino_head, moco, swav, timm, without_classifier
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +35,6 @@ def _resnet50() -> nn.Module:
     torch.manual_seed(0)
     network: nn.Module = models.resnet50(weights=None).eval()
     return network
-
-
-def _backbone(network: nn.Module, classifier: str = "fc.") -> State:
-    return {name: value for name, value in network.state_dict().items() if not name.startswith(classifier)}
-
-
-def _prefixed(prefix: str, state: State) -> State:
-    return {prefix + name: value for name, value in state.items()}
 
 
 def _features(network: nn.Module, images: Tensor) -> Tensor:
@@ -68,29 +59,17 @@ def _run(model: Tapped, images: Tensor) -> dict[str, Tensor]:
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def _moco(network: nn.Module, head: nn.Module) -> dict[str, Any]:
-    query = _backbone(network) | _prefixed("fc.", head.state_dict())
-    state = _prefixed("module.encoder_q.", query) | _prefixed("module.encoder_k.", query)
-    state |= {"module.queue": torch.zeros(128, 64), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
-    return {"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}, "param_groups": [{}]}}
-
-
 def test_moco_v2(tmp_path: Path, resnet: nn.Module) -> None:
     head = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
-    found = _run(_loaded(tmp_path, _moco(resnet, head), "torchvision/resnet50", "moco_v2"), IMAGES)
+    found = _run(_loaded(tmp_path, moco(resnet, head), "torchvision/resnet50", "moco_v2"), IMAGES)
     torch.testing.assert_close(found["embedding"], _features(resnet, IMAGES))
     torch.testing.assert_close(found["logits"], head(found["embedding"]))
-
-
-def _swav(network: nn.Module, head: nn.Module, prototypes: Tensor) -> State:
-    state = _backbone(network) | _prefixed("projection_head.", head.state_dict()) | {"prototypes.weight": prototypes}
-    return _prefixed("module.", state)
 
 
 def test_swav(tmp_path: Path, resnet: nn.Module) -> None:
     head = nn.Sequential(nn.Linear(2048, 2048), nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, 128)).eval()
     prototypes = F.normalize(torch.randn(3000, 128), dim=1)
-    content = _swav(resnet, head, prototypes)
+    content = swav(resnet, head, prototypes)
     model = _loaded(tmp_path, content, "torchvision/resnet50", "swav", taps={"embedding": "fc.projection"})
     found = _run(model, IMAGES)
     projected = head(_features(resnet, IMAGES))
@@ -101,19 +80,6 @@ def test_swav(tmp_path: Path, resnet: nn.Module) -> None:
     assert torch.equal(load_file(tmp_path / "p.safetensors")["prototypes.weight"], prototypes)
     with pytest.raises(ConfigError, match="'moco_v2' has no prototypes"):
         save_prototypes(tmp_path / "w.pth.tar", "moco_v2", tmp_path / "p.safetensors")
-
-
-def _dino_head(width: int, *, norm: bool, outputs: int = 512) -> State:
-    """The names of the published head, whose last layer is parametrised by length and direction."""
-    linear = [nn.Linear(width, 2048), nn.Linear(2048, 2048), nn.Linear(2048, 256)]
-    norms = [nn.BatchNorm1d(2048), nn.BatchNorm1d(2048)]
-    layers: list[nn.Module] = []
-    for index, layer in enumerate(linear):
-        layers.append(layer)
-        if index < 2:
-            layers += [norms[index], nn.GELU()] if norm else [nn.GELU()]
-    state = _prefixed("mlp.", nn.Sequential(*layers).state_dict())
-    return state | {"last_layer.weight_g": torch.ones(outputs, 1), "last_layer.weight_v": torch.randn(outputs, 256)}
 
 
 def _dino_scores(head: State, embedding: Tensor, *, norm: bool) -> Tensor:
@@ -130,21 +96,9 @@ def _dino_scores(head: State, embedding: Tensor, *, norm: bool) -> Tensor:
     return F.normalize(hidden, dim=1) @ (head["last_layer.weight_g"] * direction / direction.norm(dim=1)[:, None]).T
 
 
-def _dino(backbone: State, head: State) -> dict[str, Any]:
-    both = _prefixed("backbone.", backbone) | _prefixed("head.", head)
-    return {
-        "student": _prefixed("module.", both),
-        "teacher": both,
-        "optimizer": {"state": {}},
-        "epoch": 400,
-        "args": argparse.Namespace(arch="resnet50", lr=0.3),
-        "dino_loss": {"center": torch.zeros(1, 512)},
-    }
-
-
 def test_dino_resnet50(tmp_path: Path, resnet: nn.Module) -> None:
-    head = _dino_head(2048, norm=True)
-    content = _dino(_backbone(resnet), head)
+    head = dino_head(2048, norm=True)
+    content = dino(without_classifier(resnet), head)
     found = _run(_loaded(tmp_path, content, "torchvision/resnet50", "dino"), IMAGES)
     torch.testing.assert_close(found["embedding"], _features(resnet, IMAGES))
     torch.testing.assert_close(found["logits"], _dino_scores(head, found["embedding"], norm=True))
@@ -154,35 +108,11 @@ def test_dino_resnet50(tmp_path: Path, resnet: nn.Module) -> None:
 
 
 def test_dino_resnet50_without_head(tmp_path: Path, resnet: nn.Module) -> None:
-    found = _run(_loaded(tmp_path, _backbone(resnet), "torchvision/resnet50", "dino"), IMAGES)
+    found = _run(_loaded(tmp_path, without_classifier(resnet), "torchvision/resnet50", "dino"), IMAGES)
     torch.testing.assert_close(found["embedding"], _features(resnet, IMAGES))
     assert torch.equal(found["embedding"], found["logits"])
     with pytest.raises(WeightsError, match="a backbone without head"):
         save_prototypes(tmp_path / "w.pth.tar", "dino", tmp_path / "p.safetensors")
-
-
-_TO_TIMM = (
-    (r"^class_token$", "cls_token"),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.ln\.", "norm."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.self_attention\.in_proj_", ".attn.qkv."),
-    (r"\.self_attention\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.0\.", ".mlp.fc1."),
-    (r"\.mlp\.3\.", ".mlp.fc2."),
-)
-
-
-def _timm(state: State) -> State:
-    renamed = {}
-    for name, value in state.items():
-        timm_name = name
-        for pattern, replacement in _TO_TIMM:
-            timm_name = re.sub(pattern, replacement, timm_name)
-        renamed[timm_name] = value
-    return renamed
 
 
 def _timm_forward(state: State, images: Tensor) -> Tensor:
@@ -209,14 +139,14 @@ def _timm_forward(state: State, images: Tensor) -> Tensor:
 
 def test_dino_deit_small(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    backbone = _timm(_backbone(build_model("deit_small_16", 3), "heads."))
+    backbone = timm(without_classifier(build_model("deit_small_16", 3), "heads."))
     backbone = {name: value + 0.02 * torch.randn_like(value) for name, value in backbone.items()}
     assert backbone["blocks.11.attn.qkv.weight"].shape == (1152, 384)
     assert backbone["pos_embed"].shape == (1, 197, 384)
-    head = _dino_head(384, norm=False)
+    head = dino_head(384, norm=False)
     images = torch.randn(2, 3, 224, 224)
     expected = _timm_forward(backbone, images)
-    found = _run(_loaded(tmp_path, _dino(backbone, head), "deit_small_16", "dino"), images)
+    found = _run(_loaded(tmp_path, dino(backbone, head), "deit_small_16", "dino"), images)
     torch.testing.assert_close(found["embedding"], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found["logits"], _dino_scores(head, found["embedding"], norm=False))
     bare = _run(_loaded(tmp_path, backbone, "deit_small_16", "dino"), images)
@@ -295,7 +225,7 @@ def test_what_does_not_fit_is_listed_and_changes_nothing(
     tmp_path: Path, resnet: nn.Module, edit: Callable[[State], None], text: str
 ) -> None:
     head = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
-    content = _moco(resnet, head)
+    content = moco(resnet, head)
     edit(content["state_dict"])
     torch.save(content, tmp_path / "w.pth")
     network = build_model("torchvision/resnet50", 3)
