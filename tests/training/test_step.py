@@ -43,7 +43,7 @@ def weights_of(session: Session) -> Tensor:
 
 @pytest.mark.parametrize("accumulate", [2, 5])
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path, teacher_weights: Path, accumulate: int) -> None:
-    """48 images in 2 and in 5 parts, and a last batch of 32; losses of single rows."""
+    """Batches of 80 images in 2 and in 5 parts, and a last one of 32 in 1 and in 2; losses of single rows."""
     found = []
     for number in (1, accumulate):
         settings = {"accumulate": number, "drop_last": False, "batch_size": 80, "optimizer": {"lr": 0.01}}
