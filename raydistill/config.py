@@ -43,22 +43,39 @@ class Section(BaseModel):
 
 
 class OptimizerConfig(Section):
-    """The update rule; the learning rate is meant for the global batch."""
+    """The update rule; the learning rate is meant for the global batch.
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    ``lars`` is SGD with momentum and a learning rate of its own for each tensor, ``trust`` times the ratio of the norms
+    of weight and gradient; biases and norms have neither that nor weight decay. For ``sgd`` and ``adamw``
+    ``decay_norm_and_bias`` says whether weight decay acts on them too.
+    """
+
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: Positive = 0.05
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    decay_norm_and_bias: bool = True
+    trust: Positive = 1e-3
+
+    @model_validator(mode="after")
+    def _nesterov_is_of_sgd(self) -> OptimizerConfig:
+        if self.name == "lars" and self.nesterov:
+            raise ValueError("nesterov belongs to 'sgd'; lars has plain momentum")
+        return self
 
 
 class ScheduleConfig(Section):
-    """The learning rate over the run, after ``warmup`` epochs of linear growth."""
+    """The learning rate over the run, after ``warmup`` epochs, or parts of one, of linear growth.
+
+    It moves with each step of the optimiser. ``cosine`` ends at ``floor`` times the highest rate.
+    """
 
     name: Literal["cosine", "multistep", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0.0)] = 0.0
     milestones: tuple[Count, ...] = ()
     gamma: Positive = 0.1
+    floor: Fraction = 0.0
 
     @model_validator(mode="after")
     def _milestones_belong_to_multistep(self) -> ScheduleConfig:
@@ -66,16 +83,48 @@ class ScheduleConfig(Section):
             raise ValueError("milestones are given exactly when name is 'multistep'")
         return self
 
+    @model_validator(mode="after")
+    def _floor_belongs_to_cosine(self) -> ScheduleConfig:
+        if self.floor and self.name != "cosine":
+            raise ValueError("floor is where 'cosine' ends; leave it out, or choose that name")
+        return self
+
+
+class EmaConfig(Section):
+    """An exponential moving average of the student's weights, validated and exported in the student's place.
+
+    With ``warmup`` its decay grows with the steps as (1 + t) / (10 + t), up to ``decay``.
+    """
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    warmup: bool = True
+
 
 class TrainConfig(Section):
-    """Optimisation of one network; ``batch_size`` is global, over all workers."""
+    """Optimisation of one network.
+
+    ``batch_size`` is global: of one step of the optimiser, over all workers and micro-batches. ``accumulate`` is the
+    number of micro-batches whose gradients a step adds up. A method that relates the samples of a batch to each other
+    relates those of a micro-batch, as does a batch-norm; what is a mean over rows stays the same. Stages before
+    distillation take a worker's part of a batch at once.
+
+    ``drop_last: false`` trains on what the whole batches of an epoch leave over too, as a smaller last batch. ``clip``
+    bounds the norm of the whole gradient. ``fp16`` scales the loss, since small gradients would underflow; ``auto`` is
+    bf16 where a short measurement finds the student faster with it on this machine, else fp32. ``compile`` gives the
+    student to torch.compile, which takes a minute at the start.
+    """
 
     epochs: Count = 10
     batch_size: Annotated[int, Field(ge=2)] = 64
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: Count = 1
+    drop_last: bool = True
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     clip: Positive | None = None
+    ema: EmaConfig | None = None
+    channels_last: bool = True
+    compile: bool = False
     checkpoint_every: Count = 1
     keep_checkpoints: Count = 2
 
@@ -180,9 +229,14 @@ class CacheConfig(Section):
 
 
 class ScaleConfig(Section):
-    """Where the work runs."""
+    """Where the work runs.
+
+    ``sync_batch_norm`` lets the student's batch-norms, and those of the methods' heads, take their statistics from the
+    batches of all workers, so that these together compute what one would with the whole batch.
+    """
 
     workers: Count = 1
+    sync_batch_norm: bool = False
     use_gpu: bool | Literal["auto"] = "auto"
     cpus_per_worker: Count | None = None
     max_failures: Annotated[int, Field(ge=0)] = 2
@@ -276,12 +330,21 @@ class Experiment(Section):
             raise ValueError("methods: at least one needs a weight above 0")
         if conflict := self._conflicting_views() or self._unmixable():
             raise ValueError(conflict)
-        if self.train.batch_size % self.scale.workers:
-            raise ValueError(
-                f"train.batch_size = {self.train.batch_size} is global and must be divisible by "
-                f"scale.workers = {self.scale.workers}"
-            )
+        if problem := self._unsharable():
+            raise ValueError(problem)
         return self
+
+    def _unsharable(self) -> str | None:
+        """Say why the global batch cannot be cut into the parts that workers and micro-batches take."""
+        batch, workers, parts = self.train.batch_size, self.scale.workers, self.train.accumulate
+        if batch < workers:
+            return f"train.batch_size = {batch} is global and less than an image for each of scale.workers = {workers}"
+        if parts > 1 and batch < 2 * workers * parts:
+            return (
+                f"train.accumulate = {parts}: train.batch_size = {batch} is global and leaves less than two images "
+                f"for each micro-batch of scale.workers = {workers}; lower one of these, or raise the batch size"
+            )
+        return None
 
     def _conflicting_views(self) -> str | None:
         try:

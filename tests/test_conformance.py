@@ -142,10 +142,11 @@ def test_describes_itself(name: str) -> None:
     assert found().needs().views
 
 
-def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(run_rank, args=(2, str(tmp_path)), nprocs=2)
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)], ids=["equal", "unequal"])
+def test_two_ranks_agree_with_one(tmp_path: Path, ranks: int) -> None:
+    multiprocessing.spawn(run_rank, args=(ranks, str(tmp_path)), nprocs=ranks)
     alone = train_cases()
-    for number in range(2):
+    for number in range(ranks):
         shared: Any = torch.load(tmp_path / f"rank{number}.pt", weights_only=True)
         for label, values in alone.items():
             assert values.keys() == shared[label].keys()

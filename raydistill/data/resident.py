@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from raydistill.counter_rng import hash_bits, name_key
 from raydistill.data.image_set import DecodedImages
-from raydistill.errors import ConfigError
 from raydistill.lazy import Tensor, torch
 
 if TYPE_CHECKING:
+    from raydistill.data.batching import Batching
     from raydistill.data.image_set import ImageSet
 
 
@@ -61,18 +61,13 @@ class ResidentSet:
         generator = torch.Generator().manual_seed(int(hash_bits(seed, name_key("order"), epoch)))
         return torch.randperm(len(self), generator=generator)
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Number of batches in an epoch: whole ones, or one smaller where the set has no whole one."""
-        return max(1, len(self) // batch_size)
-
     def batches(
         self,
         epoch: int,
+        batching: Batching,
         *,
         seed: int,
-        batch_size: int,
         rank: int = 0,
-        world_size: int = 1,
         start: int = 0,
         device: torch.device | None = None,
     ) -> Iterator[Tensor]:
@@ -80,28 +75,16 @@ class ResidentSet:
 
         Args:
             epoch: counted from 0.
+            batching: how the epoch is cut.
             seed: of the order.
-            batch_size: of the global batch, which all workers share equally.
             rank: of this worker.
-            world_size: number of workers.
             start: first step to give, to go on in the middle of an epoch.
             device: where the positions shall lie, if not with the set.
 
         Returns:
-            An iterator over int64 [batch_size / world_size]; this worker's part of each global batch.
-
-        Raises:
-            ConfigError: the batch can't be shared equally, or there are fewer images than workers.
+            An iterator over int64 [B]: this worker's part of each global batch, of one micro-batch after the other.
         """
-        share = self._share(batch_size, world_size)
-        steps = range(start, self.steps_per_epoch(batch_size))
         order = self.order(epoch, seed).to(device or self.device)
-        return (order.narrow(0, step * batch_size + rank * share, share) for step in steps)
-
-    def _share(self, batch_size: int, world_size: int) -> int:
-        if batch_size % world_size:
-            raise ConfigError(f"batch size {batch_size} can't be shared equally by {world_size} workers")
-        share = min(batch_size, len(self)) // world_size
-        if not share:
-            raise ConfigError(f"{len(self)} images are too few for {world_size} workers")
-        return share
+        for step in range(start, batching.steps):
+            parts = [order.narrow(0, first, length) for first, length in batching.spans(step, rank)]
+            yield parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -140,7 +140,8 @@ class Step:
     ``views``: view number -> images [B, C, H, W], normalised. ``columns``: ``label`` int64 [B] and ``index``
     int64 [B], the position of each sample in the training set; where view 0 may be mixed with other images, also
     ``partner_label`` int64 [B], the other's label, and ``mix`` float32 [B], the sample's own share. ``epoch`` counts
-    from 0; ``progress`` is the finished share of all steps, from 0 to 1, for schedules of a method's own.
+    from 0; ``progress`` is the finished share of all steps, from 0 to 1, for schedules of a method's own. ``shares``
+    says for each micro-batch of the step how many rows each worker holds; to a method it is nothing.
     """
 
     views: Mapping[int, Tensor]
@@ -149,6 +150,7 @@ class Step:
     columns: Mapping[str, Tensor]
     epoch: int = 0
     progress: float = 0.0
+    shares: tuple[tuple[int, ...], ...] = ()
 
     @property
     def teacher(self) -> Mapping[int, Outputs]:

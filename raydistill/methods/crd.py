@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from raydistill.lazy import F, Tensor, nn, torch
 from raydistill.methods.banks import BankContrast, sampled_similarity
 from raydistill.methods.base import Loss, Method, Setting, Step, Weight
-from raydistill.methods.collectives import gather_rows
+from raydistill.methods.collectives import gather_equal, global_rows
 from raydistill.methods.precision import at_least_float32, no_autocast
 
 _EPSILON = 1e-7
@@ -94,8 +94,9 @@ class BankNCE(BankContrast):
 
 def _known_or_first(known: Tensor, scores: list[Tensor], bank_size: int) -> Tensor:
     """Log Z of both sides [2]: the known one, or in the first step of M times the global batch's mean e^score."""
-    sums = gather_rows(torch.stack([score.detach().logsumexp(dim=(0, 1)) for score in scores])[None])
-    count = scores[0].numel() * len(sums)
+    sums = gather_equal(torch.stack([score.detach().logsumexp(dim=(0, 1)) for score in scores])[None])
+    rows, each = scores[0].shape
+    count = global_rows(rows) * each
     here = sums.logsumexp(dim=0) + math.log(bank_size / count)
     # Whether Z is known is not asked on the host, which would make every step wait for the accelerator.
     return torch.where(known.isfinite(), known, here.to(known))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from raydistill.lazy import F, Tensor, torch
-from raydistill.methods.collectives import mean_over_ranks
+from raydistill.methods.collectives import mean_over_rows
 from raydistill.methods.precision import at_least_float32, no_autocast
 
 
@@ -47,6 +47,6 @@ def assignment_entropy(scores: Tensor) -> Tensor:
     nearest = scores.detach().argmax(dim=1)
     # Not bincount, which makes the host wait for the accelerator.
     share = torch.full_like(nearest, 1.0 / len(nearest), dtype=torch.float32)
-    shares = mean_over_ranks(torch.zeros(scores.shape[1], device=scores.device).scatter_add_(0, nearest, share))
+    shares = mean_over_rows(torch.zeros(scores.shape[1], device=scores.device).scatter_add_(0, nearest, share))
     entropy: Tensor = -torch.special.xlogy(shares, shares).sum()
     return entropy / math.log(scores.shape[1])

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from raydistill.lazy import Tensor, nn, torch
 from raydistill.methods.base import Momentum, Needs, Setting, Step
-from raydistill.methods.collectives import mean_over_ranks
+from raydistill.methods.collectives import mean_over_rows
 from raydistill.methods.crops import GLOBAL_CROPS, MultiCrop
 from raydistill.methods.schedules import cosine
 
@@ -17,7 +17,7 @@ Width = Annotated[int, Field(ge=1)]
 
 def move_center(center: Any, mean: Tensor, momentum: float) -> None:
     """Move a remembered centre towards the mean of the global batch, of which this rank has ``mean`` [K]."""
-    center.set(torch.lerp(mean_over_ranks(mean).to(center.value), center.value, momentum))
+    center.set(torch.lerp(mean_over_rows(mean).to(center.value), center.value, momentum))
 
 
 class SelfDistillation(MultiCrop):

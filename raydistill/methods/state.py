@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,22 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _NormBase
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+_resting: ContextVar[bool] = ContextVar("averages are resting", default=False)
+
+
+@contextmanager
+def averages_resting() -> Iterator[None]:
+    """Let ``move_average`` do nothing: after a micro-batch that leaves the student as it was.
+
+    An average that moved after each of n such would have its momentum to the power n.
+    """
+    token = _resting.set(True)
+    try:
+        yield
+    finally:
+        _resting.reset(token)
 
 
 @contextmanager
@@ -95,6 +112,8 @@ def without_running_statistics(module: nn.Module) -> None:
 
 def move_average(target: nn.Module, source: nn.Module, momentum: float) -> None:
     """Set every parameter of ``target`` to ``momentum * target + (1 - momentum) * source``; buffers stay."""
+    if _resting.get():
+        return
     with torch.no_grad():
         for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
             slow.lerp_(fast.detach().to(slow), 1.0 - momentum)

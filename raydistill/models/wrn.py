@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from raydistill.models.batch_norm import GlobalBatchNorm
 from raydistill.models.resnet import conv3x3
 from raydistill.models.taps import StagedNetwork, initialise_fan_out, pool
 
@@ -99,5 +100,7 @@ class WideResNet(StagedNetwork):
 def _normalise_silently(norm: nn.BatchNorm2d, maps: Tensor) -> Tensor:
     """Normalise as the forward pass also does, whose running statistics must count a batch only once."""
     if norm.training:
+        if isinstance(norm, GlobalBatchNorm):
+            return norm.of_batch(maps)
         return F.batch_norm(maps, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
     return F.batch_norm(maps, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)

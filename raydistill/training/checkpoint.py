@@ -10,6 +10,7 @@ import torch
 
 from raydistill.errors import RunError
 from raydistill.files import write_atomically
+from raydistill.training.optional import optional_state, restore_optional_state
 from raydistill.training.session import Session
 
 FILE = "state.pt"
@@ -27,6 +28,7 @@ def state_of(session: Session) -> dict[str, Any]:
         "schedule": session.schedule.state_dict(),
         "epoch": session.epoch,
         "history": session.history,
+        **optional_state(session),
         **(stages if session.stages else {}),
     }
 
@@ -49,6 +51,7 @@ def load_checkpoint(session: Session, folder: Path) -> None:
         session.distiller.load_state_dict(state["distiller"])
         session.optimizer.load_state_dict(state["optimizer"])
         session.schedule.load_state_dict(state["schedule"])
+        restore_optional_state(session, state)
         stages = state["stages"] if session.stages else {"records": [], "optimizer": None}
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]

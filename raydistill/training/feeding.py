@@ -121,7 +121,7 @@ class Feeder:
         return self._batch(request, self._far.bring(request))
 
     def feed(self, steps: Sequence[Tensor], epoch: int, needs: Needs) -> Iterator[Batch]:
-        """Yield the batches of some steps of an epoch; each is int64 [B] positions at ``place``, all alike long."""
+        """Yield the batches of some steps of an epoch; each is int64 [B] positions at ``place``."""
         if not self._far:
             for positions in steps:
                 yield self.bring(positions, epoch, needs)

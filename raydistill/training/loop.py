@@ -30,9 +30,7 @@ def fit(session: Session, report: Report, progress: Progress = lambda values: No
         metrics = train_epoch(session, epoch, progress)
         trained = time.monotonic() - started
         metrics |= validate(session)
-        batch_size = session.experiment.train.batch_size
-        images = session.steps_per_epoch * min(batch_size, len(session.data))
-        metrics |= {"images_per_s": images / trained, "seconds": time.monotonic() - started}
+        metrics |= {"images_per_s": session.batching.images_per_epoch / trained, "seconds": time.monotonic() - started}
         metrics |= {"teacher_forwards": session.teacher_forwards} if session.teachers else {}
         session.epoch = epoch + 1
         report({"epoch": session.epoch, **metrics}, session)
@@ -55,7 +53,7 @@ def validate(session: Session) -> Metrics:
     Of networks that are trained together with the student it is ``val/<name>/top1``. Where no method sees labels,
     ``val/rank`` of the student too, since nothing else would tell that it collapsed.
     """
-    networks = {"": session.distiller.student}
+    networks = {"": session.student}
     networks |= {f"{name}/": peer for name, peer in session.distiller.peers.items()}
     top1 = {prefix: measure_top1(session, session.validation, network) for prefix, network in networks.items()}
     metrics = {f"val/{prefix}top1": value for prefix, value in top1.items() if value is not None}
@@ -65,7 +63,7 @@ def validate(session: Session) -> Metrics:
 def measure_rank(session: Session) -> Metrics:
     """Effective rank of the student's embeddings of at most 2000 held-out images."""
     first = torch.arange(min(RANK_IMAGES, len(session.validation)), device=session.device)
-    return rank_metrics(extract(session.distiller.student, session.validation, "embedding", first))
+    return rank_metrics(extract(session.student, session.validation, "embedding", first))
 
 
 def measure_top1(session: Session, held_out: ResidentSet, network: nn.Module) -> float | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from inspect import unwrap
+from typing import Any
 
 import torch
 from torch import nn
 
 from raydistill.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from raydistill.training import lars
 
 
 class _WithoutCompiler(torch.optim.Optimizer):
@@ -37,19 +39,20 @@ class AdamW(_WithoutCompiler, torch.optim.AdamW):
     step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
+class LARS(_WithoutCompiler, lars.LARS):
+    """Momentum with layer-wise learning rates."""
+
+
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimiser over all parameters that are trained."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if config.name == "adamw":
-        return AdamW(
-            trained,
-            lr=config.lr,
-            betas=(config.momentum, 0.999),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+    builders = {"sgd": _build_sgd, "adamw": _build_adamw, "lars": _build_lars}
+    return builders[config.name](config, trained)
+
+
+def _build_sgd(config: OptimizerConfig, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
     return SGD(
-        trained,
+        _groups(config, trained),
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -58,12 +61,57 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     )
 
 
+def _build_adamw(config: OptimizerConfig, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return AdamW(
+        _groups(config, trained),
+        lr=config.lr,
+        betas=(config.momentum, 0.999),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _build_lars(config: OptimizerConfig, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    decayed, others = _apart(trained)
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0, "trust": None}]
+    return LARS(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust)
+
+
+def _groups(config: OptimizerConfig, trained: list[nn.Parameter]) -> list[dict[str, Any]]:
+    if config.decay_norm_and_bias:
+        return [{"params": trained}]
+    decayed, others = _apart(trained)
+    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+
+
+def _apart(trained: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights of layers, and biases and norms' scales, which are all that have one dimension or none."""
+    return [value for value in trained if value.ndim > 1], [value for value in trained if value.ndim <= 1]
+
+
+def build_scaler(optimizer: torch.optim.Optimizer, device: torch.device) -> torch.amp.GradScaler:
+    """Return what multiplies losses, so that their gradients do not underflow in float16, and divides these again.
+
+    The first steps often overflow and are skipped. torch's fused SGD would keep the memory that it took for momentum in
+    such a step, and go on from whatever lay there; so its momentum begins at zero, from which the first step makes the
+    gradient, as from nothing.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return torch.amp.GradScaler(device.type)
+
+
 def learning_rate_factor(config: ScheduleConfig, *, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return a function from the number of finished steps to the factor on the learning rate."""
+    """Return a function from the number of finished steps of the optimiser to the factor on the learning rate.
+
+    A step is a global batch, of however many micro-batches and workers.
+    """
     total, warmup = epochs * steps_per_epoch, config.warmup * steps_per_epoch
 
     def cosine(step: int) -> float:
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, step - warmup) / max(1.0, total - warmup))))
+        done = min(1.0, max(0.0, step - warmup) / max(1.0, total - warmup))
+        return config.floor + (1.0 - config.floor) * (0.5 * (1.0 + math.cos(math.pi * done)))
 
     def multistep(step: int) -> float:
         return config.gamma ** sum(step >= milestone * steps_per_epoch for milestone in config.milestones)

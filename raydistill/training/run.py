@@ -42,6 +42,8 @@ def run(
     if writes:
         if session.placement is not None:
             folder.note_environment(cache_read=asdict(session.placement))
+        if session.probe is not None:
+            folder.note_environment(precision=asdict(session.probe))
         folder.write_history(session.history)
         folder.write_pretraining(session.stage_records)
     with EventLog(folder.path, enabled=writes) as events:
@@ -63,7 +65,7 @@ def run(
         run_stages(session, report_stage, progress)
         fit(session, report, progress)
     if writes:
-        save_weights(session.distiller.student, folder.path / weights)
+        save_weights(session.student, folder.path / weights)
         for name, peer in session.distiller.peers.items():
             save_weights(peer, folder.path / f"{name}.safetensors")
         folder.write_result(
@@ -83,6 +85,7 @@ def result_of(session: Session) -> dict[str, Any]:
         "name": experiment.name,
         "seed": experiment.seed,
         "student": experiment.student.model,
+        "averaged": session.average is not None,
         "methods": list(experiment.methods),
         "val_top1": values[-1] if values else None,
         "best_val_top1": max(values, default=None),
@@ -103,4 +106,4 @@ def test_top1(session: Session) -> dict[str, Any]:
     except DataError as error:
         return {"top1": None, "test_error": str(error)}
     of_peers = {f"{name}_top1": measure_top1(session, test, peer) for name, peer in session.distiller.peers.items()}
-    return {"top1": measure_top1(session, test, session.distiller.student), **of_peers}
+    return {"top1": measure_top1(session, test, session.student), **of_peers}

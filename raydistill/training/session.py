@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raydistill.config import Experiment, NetworkConfig
+from raydistill.data.batching import Batching
 from raydistill.data.mixing import Partners, blend
 from raydistill.data.resident import ResidentSet
 from raydistill.data.views import render
 from raydistill.methods.base import Draw, Needs, Setting, Stage, Step
 from raydistill.methods.objective import Objective
+from raydistill.models.batch_norm import synchronise_batch_norms
 from raydistill.models.loading import build_described
 from raydistill.teachers.network import load_teacher
 from raydistill.teachers.rows import HeldRows, StoredRows
 from raydistill.teachers.source import CachedTeacher, LiveTeacher
+from raydistill.training.average import AveragedStudent
+from raydistill.training.compiling import compile_student
 from raydistill.training.distiller import Distiller
 from raydistill.training.feeding import STUDENT, TEACHER, Batch, Feeder, Supply
 from raydistill.training.material import Material
 from raydistill.training.mutual import MutualDistiller
-from raydistill.training.optimisation import build_optimizer, build_schedule
+from raydistill.training.optimisation import build_optimizer, build_scaler, build_schedule
 from raydistill.training.placement import Placement, read_from
+from raydistill.training.precision import Probe, probe_precision
 from raydistill.training.requests import Plan
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -38,6 +43,8 @@ class Session:
     before the first epoch: ``stage_records`` holds a record for each of their finished epochs, ``stage_optimizer`` the
     state of the optimiser of the one that is under way. ``teacher_data`` holds the images of ``data`` as live teachers
     see them, where that is not what the student sees. ``placement`` says where the stored rows lie, if there are any.
+    ``average`` follows the student, ``scaler`` multiplies losses against underflow, ``probe`` says which precision was
+    measured to be faster, each where the experiment asks for it.
     """
 
     experiment: Experiment
@@ -58,6 +65,19 @@ class Session:
     stage_optimizer: dict[str, Any] | None = None
     teacher_data: ResidentSet | None = None
     placement: Placement | None = None
+    average: AveragedStudent | None = None
+    scaler: torch.amp.GradScaler | None = None
+    probe: Probe | None = None
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is validated and exported: the student, or its average where there is one."""
+        return self.distiller.student if self.average is None else self.average.network
+
+    @property
+    def precision(self) -> str:
+        """Of the forward pass: fp32, bf16 or fp16."""
+        return self.experiment.train.precision if self.probe is None else self.probe.chosen
 
     @property
     def device(self) -> torch.device:
@@ -67,16 +87,20 @@ class Session:
     @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch."""
-        return self.data.steps_per_epoch(self.experiment.train.batch_size)
+        return self.batching.steps
+
+    @property
+    def batching(self) -> Batching:
+        """How an epoch is cut into batches."""
+        return batching_of(self.experiment, len(self.data), self.world_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Positions of this worker's part of each batch of an epoch from step ``start`` on, int64 [B]."""
         return self.data.batches(
             epoch,
+            self.batching,
             seed=self.experiment.seed,
-            batch_size=self.experiment.train.batch_size,
             rank=self.rank,
-            world_size=self.world_size,
             start=start,
             device=self.feeder.place,
         )
@@ -84,8 +108,9 @@ class Session:
     def steps(self, epoch: int, needs: Needs | None = None, *, start: int = 0) -> Iterator[Step]:
         """The steps of an epoch from ``start`` on, each as ``draw`` returns it; what lies far is read ahead."""
         needs = needs or self.distiller.objective.needs
-        for batch in self.feeder.feed(list(self.batches(epoch, start)), epoch, needs):
-            yield self._step(batch, epoch)
+        batching = self.batching
+        for number, batch in enumerate(self.feeder.feed(list(self.batches(epoch, start)), epoch, needs), start):
+            yield replace(self._step(batch, epoch), shares=batching.shares(number))
 
     @property
     def teacher_forwards(self) -> int:
@@ -154,7 +179,7 @@ class Session:
         if mixture := request.mixtures.get(view):
             others = self._render(data, batch.partners(side, view), mixture.positions, view_ids, drawn)
             own = blend(own, others, mixture)
-        return own.to(memory_format=torch.channels_last)
+        return own.to(memory_format=memory_format(self.experiment))
 
     def _render(
         self, data: ResidentSet, images: Tensor, positions: Tensor, view_ids: Tensor, drawn: Draw | None
@@ -209,9 +234,16 @@ def assemble(
         if peers
         else Distiller(student, Objective(experiment.methods, setting))
     ).to(device)
-    distiller.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(experiment.train.optimizer, distiller.parameters())
-    steps = data.steps_per_epoch(experiment.train.batch_size)
+    distiller.to(memory_format=memory_format(experiment))
+    batching = batching_of(experiment, len(data), world_size)
+    probe = measure_precision(experiment, student, image_shape, batching, device)
+    if experiment.scale.sync_batch_norm and world_size > 1:
+        synchronise_batch_norms(distiller)
+    train = experiment.train
+    average = AveragedStudent(student, train.ema) if train.ema is not None else None
+    if train.compile:
+        compile_student(student, device)
+    optimizer = build_optimizer(train.optimizer, distiller.parameters())
     return Session(
         experiment=experiment,
         data=data,
@@ -221,13 +253,37 @@ def assemble(
         distiller=distiller,
         model=wrap(distiller),
         optimizer=optimizer,
-        schedule=build_schedule(experiment.train, optimizer, steps_per_epoch=steps),
+        schedule=build_schedule(train, optimizer, steps_per_epoch=batching.steps),
         rank=rank,
         world_size=world_size,
         stages=distiller.objective.stages(student),
         teacher_data=teacher_data,
         placement=placement,
+        average=average,
+        scaler=build_scaler(optimizer, device) if train.precision == "fp16" else None,
+        probe=probe,
     )
+
+
+def batching_of(experiment: Experiment, images: int, workers: int) -> Batching:
+    """Return how an epoch of so many images is cut. Raises ``ConfigError`` where it cannot be."""
+    train = experiment.train
+    return Batching(images, train.batch_size, workers, train.accumulate, train.drop_last)
+
+
+def memory_format(experiment: Experiment) -> torch.memory_format:
+    """Return how images, maps and weights of four dimensions lie in memory."""
+    return torch.channels_last if experiment.train.channels_last else torch.contiguous_format
+
+
+def measure_precision(
+    experiment: Experiment, student: nn.Module, image_shape: tuple[int, ...], batching: Batching, device: torch.device
+) -> Probe | None:
+    """Measure the student on noise, as many images as a worker's largest micro-batch; None where nobody asks."""
+    if experiment.train.precision != "auto":
+        return None
+    noise = torch.randn(batching.shares(0)[0][0], *image_shape, generator=torch.Generator().manual_seed(0))
+    return probe_precision(student, noise.to(device, memory_format=memory_format(experiment)))
 
 
 def build_network(config: NetworkConfig, material: Material) -> Any:

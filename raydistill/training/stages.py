@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.methods.base import Stage
-from raydistill.methods.collectives import mean_over_ranks, world_size
+from raydistill.methods.collectives import mean_over_ranks, rows_held, world_size
 from raydistill.training.meter import Meter, Metrics, Progress
+from raydistill.training.micro_batches import weighted, whole_batch
 from raydistill.training.optimisation import build_optimizer
 from raydistill.training.session import Session
 from raydistill.training.step import autocast
@@ -85,8 +86,10 @@ class _StageRun:
         session, config, needs = self.session, self.session.experiment.train, self.stage.needs
         meter = Meter(self._show, epoch, session.steps_per_epoch, config.batch_size)
         for step in session.steps(epoch, needs):
-            with autocast(session):
+            part = whole_batch(step, session.rank)
+            with rows_held(part.shares), autocast(session, scaled=False):
                 loss = self.stage.loss(replace(step, student=session.distiller.student_outputs(step, needs)))
+            loss = weighted(loss, part.weight)
             if optimizer is not None:
                 _descend(loss.total, optimizer, config.clip)
             meter.add({"loss": loss.total.detach(), **{name: value.detach() for name, value in loss.terms.items()}})

@@ -65,7 +65,7 @@ def stream(reading: Reading, steps: Sequence[Tensor], readers: int) -> Iterator[
 
     Args:
         reading: what to read.
-        steps: int64 [B] positions of each step, all alike long.
+        steps: int64 [B] positions of each step; none has more than the first.
         readers: number of tasks.
 
     Raises:
@@ -74,19 +74,21 @@ def stream(reading: Reading, steps: Sequence[Tensor], readers: int) -> Iterator[
     """
     if not steps:
         return
-    size = len(steps[0])
     step_bytes = reading.bytes_of(steps[0])
     together = max(1, min(MOST_STEPS, math.ceil(len(steps) / (readers + 1)), BLOCK_BYTES // max(1, step_bytes)))
-    parts = [torch.cat(list(steps[first : first + together])) for first in range(0, len(steps), together)]
-    for positions, block in zip(parts, _blocks(reading, parts, readers, together * step_bytes), strict=True):
+    groups = [list(steps[first : first + together]) for first in range(0, len(steps), together)]
+    parts = [torch.cat(group) for group in groups]
+    for group, block in zip(groups, _blocks(reading, parts, readers, together * step_bytes), strict=True):
         if _FAILURE in block:
             failure = json.loads(str(block[_FAILURE][0]))
             raise named_error(failure["kind"], failure["message"])
         columns = {name: tensor_of(values) for name, values in block.items()}
-        if any(len(values) != len(positions) for values in columns.values()):
-            raise RunError(f"a reading task brought other than the {len(positions)} rows that it was sent for")
-        for first in range(0, len(positions), size):
-            yield {name: values[first : first + size] for name, values in columns.items()}
+        lengths = [len(positions) for positions in group]
+        if any(len(values) != sum(lengths) for values in columns.values()):
+            raise RunError(f"a reading task brought other than the {sum(lengths)} rows that it was sent for")
+        pieces = {name: torch.split(values, lengths) for name, values in columns.items()}
+        for number in range(len(group)):
+            yield {name: found[number] for name, found in pieces.items()}
 
 
 def _blocks(
