@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,8 @@ class Session:
     before the first epoch: ``stage_records`` holds a record for each of their finished epochs, ``stage_optimizer`` the
     state of the optimiser of the one that is under way. ``teacher_data`` holds the images of ``data`` as live teachers
     see them, where that is not what the student sees. ``placement`` says where the stored rows lie, if there are any.
+    ``under_way`` says how far an epoch is that a checkpoint cuts, and is taken by the first epoch after a start from
+    it; ``seconds_before`` is the time that the run had taken until then, ``started`` this process's clock at the start.
     """
 
     experiment: Experiment
@@ -58,6 +61,9 @@ class Session:
     stage_optimizer: dict[str, Any] | None = None
     teacher_data: ResidentSet | None = None
     placement: Placement | None = None
+    under_way: Mapping[str, Any] | None = None
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +74,22 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Steps of an epoch."""
         return self.data.steps_per_epoch(self.experiment.train.batch_size)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of all epochs, those of stages before distillation among them, up to where a checkpoint is."""
+        of_this_epoch = int(self.under_way["step"]) if self.under_way is not None else 0
+        return (len(self.stage_records) + self.epoch) * self.steps_per_epoch + of_this_epoch
+
+    @property
+    def seconds(self) -> float:
+        """Time of training so far, without that between a checkpoint and the start from it."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def take_under_way(self) -> Mapping[str, Any] | None:
+        """Return how far the epoch is that a checkpoint cut, once: to the epoch that begins there."""
+        taken, self.under_way = self.under_way, None
+        return taken
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Positions of this worker's part of each batch of an epoch from step ``start`` on, int64 [B]."""
