@@ -100,6 +100,32 @@ class EmaConfig(Section):
     warmup: bool = True
 
 
+class CheckpointConfig(Section):
+    """When the state of a run is kept, and which states stay.
+
+    Kept is the end of every so many ``epochs``, and of the last; within and between them, whatever comes after so many
+    ``steps`` or ``minutes`` since the last one. The newest ``keep`` stay, and the one with the highest ``val/top1``
+    if ``best``.
+    """
+
+    epochs: Count = 1
+    steps: Count | None = None
+    minutes: Positive | None = None
+    keep: Count = 2
+    best: bool = True
+
+    @staticmethod
+    def with_older_keys(values: Any) -> Any:
+        """Return the values of ``train`` with ``checkpoint_every`` and ``keep_checkpoints`` where they belong now."""
+        older = {"checkpoint_every": "epochs", "keep_checkpoints": "keep"}
+        if not isinstance(values, Mapping) or not older.keys() & values.keys():
+            return values
+        given = {key: values[old] for old, key in older.items() if old in values}
+        others = {key: value for key, value in values.items() if key not in older}
+        section = others.get("checkpoint", {})
+        return {**others, "checkpoint": {**section, **given} if isinstance(section, Mapping) else section}
+
+
 class TrainConfig(Section):
     """Optimisation of one network.
 
@@ -125,8 +151,12 @@ class TrainConfig(Section):
     ema: EmaConfig | None = None
     channels_last: bool = True
     compile: bool = False
-    checkpoint_every: Count = 1
-    keep_checkpoints: Count = 2
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_keys(cls, values: Any) -> Any:
+        return CheckpointConfig.with_older_keys(values)
 
 
 class NetworkConfig(Section):

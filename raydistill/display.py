@@ -41,13 +41,17 @@ def say(text: str) -> None:
 @contextmanager
 def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolder], None]]:
     """Show a training run: a live line at a terminal, and one line for each finished epoch everywhere."""
-    shown = shown_of_stages = warned = 0
-    phase, started = "", time.monotonic()
+    shown = shown_of_stages = warned = noticed = 0
+    phase, started, since = "", time.monotonic(), time.time()
     line = Text(f"{experiment.name}: starting Ray and the workers ...")
     with Live(line, console=console, refresh_per_second=4, transient=True) as live:
 
         def watch(folder: RunFolder) -> None:
-            nonlocal shown, shown_of_stages, warned, phase, started
+            nonlocal shown, shown_of_stages, warned, noticed, phase, started
+            notices = folder.notices(since)
+            for notice in notices[noticed:]:
+                say(f"{experiment.name}: {notice}")
+            noticed = len(notices)
             records = folder.pretraining()
             for record in records[shown_of_stages:]:
                 say(f"{experiment.name}: stage {record['stage']}, epoch {record['epoch']}  {_terms(record)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 from raydistill.errors import RunError
@@ -35,6 +36,21 @@ def write_atomically(path: Path, data: str | bytes | memoryview) -> None:
 def temporary_name(name: str) -> str:
     """Return a name under which ``name`` can be written; another for each attempt, as a lost one may still write."""
     return f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}"
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Give a finished folder its name, for good; a folder that has that name already is removed.
+
+    Raises:
+        RunError: with the path and the system's reason.
+    """
+    try:
+        if target.exists():
+            shutil.rmtree(target)
+        source.rename(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 def make_folders(*folders: Path) -> None:

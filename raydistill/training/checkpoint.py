@@ -1,43 +1,145 @@
-"""Everything that decides the rest of a run, in one file that is written atomically and read without pickle."""
+"""Everything that decides the rest of a run: taken from a session, written with a checksum, read without pickle.
+
+The state of one process, rank 0, is that of all: they differ only in what they add up over an epoch, of which every
+rank's part is kept, and in statistics of batch-norms, which no loss looks at.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
+from torch import Tensor
 
 from raydistill.errors import RunError
 from raydistill.files import write_atomically
 from raydistill.training.optional import optional_state, restore_optional_state
 from raydistill.training.session import Session
 
+State = dict[str, Any]
+
 FILE = "state.pt"
+RECORD = "checkpoint.json"
 
 
-def state_of(session: Session) -> dict[str, Any]:
-    """Student, heads and state of the methods, optimiser, schedule, epoch and the metrics so far.
+def state_of(session: Session) -> State:
+    """Student, heads and state of the methods, optimiser, schedule, random state, place in the run, metrics so far.
 
-    ``stages``, where there are any before distillation: their records and the optimiser of the one under way.
+    ``under_way`` is what ``Meter.state`` says of an epoch that is not at its end. ``stages``, where there are any
+    before distillation: their records and the optimiser of the one under way. The tensors are the session's own.
     """
-    stages = {"stages": {"records": session.stage_records, "optimizer": session.stage_optimizer}}
+    stages = {"stages": {"records": list(session.stage_records), "optimizer": session.stage_optimizer}}
     return {
         "distiller": session.distiller.state_dict(),
         "optimizer": session.optimizer.state_dict(),
         "schedule": session.schedule.state_dict(),
+        "random": _random_state(session.device),
         "epoch": session.epoch,
-        "history": session.history,
+        "under_way": session.under_way,
+        "history": list(session.history),
+        "teacher_forwards": [teacher.forwards for teacher in session.teachers],
+        "seconds": session.seconds,
         **optional_state(session),
         **(stages if session.stages else {}),
     }
 
 
+def snapshot(session: Session) -> State:
+    """Return a copy of the session's state in the host's memory, which further steps leave alone."""
+    copied: State = _on_host(state_of(session))
+    return copied
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _on_host(part) for name, part in value.items()}
+    return [_on_host(part) for part in value] if isinstance(value, list) else value
+
+
+def write_state(state: State, folder: Path, **about: Any) -> None:
+    """Write a state into a folder, and beside it a record with its checksum and what is said ``about`` it.
+
+    Raises:
+        RunError: with the path and the system's reason.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    write_atomically(folder / FILE, content)
+    record = {**about, "bytes": len(content), "xxh3": xxhash.xxh3_128_hexdigest(content)}
+    write_atomically(folder / RECORD, json.dumps(record) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint; nothing of one that was written before there were records, or of a damaged."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def read_state(folder: Path, device: torch.device) -> State:
+    """Return what ``write_state`` wrote, with tensors on ``device``.
+
+    Raises:
+        RunError: if the file is missing, cut off or changed.
+    """
+    try:
+        content = (folder / FILE).read_bytes()
+        _compare(content, folder)
+        state: State = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except Exception as error:  # of a damaged file torch's reader raises all kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"checkpoint {folder} is damaged: {reason}") from None
+    return state
+
+
+def _compare(content: bytes, folder: Path) -> None:
+    """Raise ``ValueError`` where a file is not what its record says; of old checkpoints there is none."""
+    if not (folder / RECORD).exists():
+        return
+    record = json.loads((folder / RECORD).read_text())
+    if len(content) != record["bytes"]:
+        raise ValueError(f"{FILE} has {len(content)} bytes instead of {record['bytes']}")
+    if xxhash.xxh3_128_hexdigest(content) != record["xxh3"]:
+        raise ValueError(f"{FILE} does not have the checksum in {RECORD}")
+
+
+def restore(session: Session, state: State, origin: Path) -> None:
+    """Put a session into a state that was read from ``origin``.
+
+    Raises:
+        RunError: if the state belongs to another experiment.
+    """
+    try:
+        session.distiller.load_state_dict(state["distiller"])
+        session.optimizer.load_state_dict(state["optimizer"])
+        session.schedule.load_state_dict(state["schedule"])
+        restore_optional_state(session, state)
+        stages = state["stages"] if session.stages else {"records": [], "optimizer": None}
+        session.epoch, session.history = state["epoch"], state["history"]
+        session.stage_records, session.stage_optimizer = stages["records"], stages["optimizer"]
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"checkpoint {origin} cannot be continued from: {reason}") from None
+    session.under_way = state.get("under_way")
+    session.seconds_before = state.get("seconds", 0.0)
+    for teacher, forwards in zip(session.teachers, state.get("teacher_forwards", ()), strict=False):
+        teacher.forwards = forwards
+    _set_random_state(session.device, state.get("random", {}))
+
+
 def save_checkpoint(session: Session, folder: Path) -> None:
     """Write the session's state into a folder."""
-    buffer = io.BytesIO()
-    torch.save(state_of(session), buffer)
-    write_atomically(folder / FILE, buffer.getbuffer())
+    write_state(snapshot(session), folder)
 
 
 def load_checkpoint(session: Session, folder: Path) -> None:
@@ -46,16 +148,17 @@ def load_checkpoint(session: Session, folder: Path) -> None:
     Raises:
         RunError: if the file is damaged or belongs to another experiment.
     """
-    try:
-        state = torch.load(folder / FILE, map_location=session.device, weights_only=True)
-        session.distiller.load_state_dict(state["distiller"])
-        session.optimizer.load_state_dict(state["optimizer"])
-        session.schedule.load_state_dict(state["schedule"])
-        restore_optional_state(session, state)
-        stages = state["stages"] if session.stages else {"records": [], "optimizer": None}
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"checkpoint {folder} cannot be continued from: {reason}") from None
-    session.epoch = state["epoch"]
-    session.history = state["history"]
-    session.stage_records, session.stage_optimizer = stages["records"], stages["optimizer"]
+    restore(session, read_state(folder, session.device), folder)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """Of the process: views and negatives do not draw from it, but dropout and the like in a student do."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

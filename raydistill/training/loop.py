@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -13,6 +12,7 @@ from raydistill.evaluation.classification import top_k_accuracy
 from raydistill.evaluation.collapse import RANK_IMAGES, rank_metrics
 from raydistill.evaluation.features import extract
 from raydistill.evaluation.neighbours import knn_accuracy
+from raydistill.training.keeping import Keeper
 from raydistill.training.meter import Meter, Metrics, Progress
 from raydistill.training.session import Session
 from raydistill.training.step import descend
@@ -23,27 +23,33 @@ KNN_BANK = 5000
 KNN_NEIGHBOURS = 20
 
 
-def fit(session: Session, report: Report, progress: Progress = lambda values: None) -> None:
-    """Train from the session's epoch to the last one; ``report`` is called after each with its metrics."""
+def fit(
+    session: Session,
+    report: Report,
+    progress: Progress = lambda values: None,
+    keeper: Keeper = Keeper(),  # noqa: B008  it has no state
+) -> None:
+    """Train from where the session stands to the last epoch; ``report`` is called after each with its metrics."""
+    batch_size = session.experiment.train.batch_size
     for epoch in range(session.epoch, session.experiment.train.epochs):
-        started = time.monotonic()
-        metrics = train_epoch(session, epoch, progress)
-        trained = time.monotonic() - started
+        meter = Meter(progress, epoch, session.steps_per_epoch, batch_size, session.take_under_way())
+        metrics = train_epoch(session, epoch, meter, keeper)
+        trained = meter.seconds
         metrics |= validate(session)
-        metrics |= {"images_per_s": session.batching.images_per_epoch / trained, "seconds": time.monotonic() - started}
+        metrics |= {"images_per_s": session.batching.images_per_epoch / trained, "seconds": meter.seconds}
         metrics |= {"teacher_forwards": session.teacher_forwards} if session.teachers else {}
         session.epoch = epoch + 1
         report({"epoch": session.epoch, **metrics}, session)
 
 
-def train_epoch(session: Session, epoch: int, progress: Progress) -> Metrics:
-    """Run one epoch; return ``train/loss``, ``train/<label>`` and the learning rate."""
-    config = session.experiment.train
-    meter = Meter(progress, epoch, session.steps_per_epoch, config.batch_size)
+def train_epoch(session: Session, epoch: int, meter: Meter, keeper: Keeper) -> Metrics:
+    """Run what the meter has not seen of an epoch; return ``train/loss``, ``train/<label>`` and the learning rate."""
     session.model.train()
-    for step in session.steps(epoch):
+    for step in session.steps(epoch, start=meter.count):
         loss = descend(session, step)
         meter.add({"loss": loss.total.detach(), **loss.terms})
+        if keeper.due(meter):
+            keeper.keep(session, meter)
     return {**meter.result(), "lr": float(session.schedule.get_last_lr()[0])}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ from raydistill.errors import DataError
 from raydistill.evaluation.collapse import collapse_warnings
 from raydistill.models.weights import save_weights
 from raydistill.training.events import EventLog
+from raydistill.training.keeping import Keeper
 from raydistill.training.loop import fit, measure_top1
 from raydistill.training.meter import Metrics
 from raydistill.training.run_folder import RunFolder
@@ -28,17 +28,17 @@ def run(
     *,
     after_epoch: AfterEpoch,
     after_stage_epoch: ReportStage = lambda record, session: None,
+    keeper: Keeper = Keeper(),  # noqa: B008  it has no state
     weights: str = "student.safetensors",
     final: bool = True,
 ) -> None:
     """Train to the end and leave metrics, weights and the result in the folder; only rank 0 writes.
 
     ``after_epoch`` is called on every rank once the epoch's metrics are in the session's history, ``after_stage_epoch``
-    likewise for the epochs of stages before distillation. Only a ``final`` run looks at the test images; the trials of
-    a sweep do not.
+    likewise for the epochs of stages before distillation; ``keeper`` has the state by then. Only a ``final`` run looks
+    at the test images; the trials of a sweep do not.
     """
     writes = session.rank == 0
-    started = time.monotonic()
     if writes:
         if session.placement is not None:
             folder.note_environment(cache_read=asdict(session.placement))
@@ -53,17 +53,20 @@ def run(
             if writes:
                 folder.write_history(session.history)
                 events.write(metrics)
+            keeper.keep_epoch(session)
             after_epoch(metrics, session)
 
         def report_stage(record: Record, session: Session) -> None:
             if writes:
                 folder.write_pretraining(session.stage_records)
                 events.write(record)
+            keeper.keep_stage_epoch(session)
             after_stage_epoch(record, session)
 
         progress = folder.write_progress if writes else lambda values: None
-        run_stages(session, report_stage, progress)
-        fit(session, report, progress)
+        run_stages(session, report_stage, progress, keeper)
+        fit(session, report, progress, keeper)
+        keeper.finish()
     if writes:
         save_weights(session.student, folder.path / weights)
         for name, peer in session.distiller.peers.items():
@@ -72,7 +75,7 @@ def run(
             {
                 **result_of(session),
                 **(test_top1(session) if final else {}),
-                "seconds": time.monotonic() - started,
+                "seconds": session.seconds,
             }
         )
 

@@ -22,6 +22,8 @@ from raydistill.files import make_folders, write_atomically
 
 SUCCESS = "_SUCCESS"
 CONFIG = "config.yaml"
+NOTICES = "notices.jsonl"
+ATTEMPTS = "attempts.jsonl"
 PACKAGES = ("raydistill", "torch", "torchvision", "ray", "numpy", "pandas", "pyarrow", "pydantic")
 
 
@@ -106,8 +108,7 @@ class RunFolder:
 
     def history(self) -> list[dict[str, float]]:
         """Return what ``write_history`` wrote, or nothing."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return self._lines("metrics.jsonl")
 
     def write_pretraining(self, records: list[dict[str, Any]]) -> None:
         """Write ``pretraining.jsonl`` with one record an epoch of the stages before distillation, if there are any."""
@@ -116,8 +117,7 @@ class RunFolder:
 
     def pretraining(self) -> list[dict[str, Any]]:
         """Return what ``write_pretraining`` wrote, or nothing."""
-        path = self.path / "pretraining.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return self._lines("pretraining.jsonl")
 
     def note_start(self, marks: Mapping[str, float]) -> None:
         """Keep the times of the way here; with that of the first step they go into ``logs/startup.json``."""
@@ -149,6 +149,29 @@ class RunFolder:
         """Remove the word of an earlier failure, before a run goes on."""
         (self.path / "logs" / "failure.json").unlink(missing_ok=True)
 
+    def note(self, text: str) -> None:
+        """Keep a line for the user in ``logs/notices.jsonl``."""
+        with (self.path / "logs" / NOTICES).open("a") as file:
+            file.write(json.dumps({"time": time.time(), "text": text}) + "\n")
+
+    def notices(self, since: float = 0.0) -> list[str]:
+        """Return the lines of ``note``, from a time on."""
+        return [found["text"] for found in self._lines(f"logs/{NOTICES}") if found["time"] >= since]
+
+    def begin_attempt(self, step: int) -> list[int]:
+        """Note that workers begin at a step of the run; return the steps at which all attempts began."""
+        with (self.path / "logs" / ATTEMPTS).open("a") as file:
+            file.write(json.dumps({"time": time.time(), "pid": os.getpid(), "step": step}) + "\n")
+        return self.attempts()
+
+    def attempts(self) -> list[int]:
+        """Return what ``begin_attempt`` returned last, or nothing."""
+        return [found["step"] for found in self._lines(f"logs/{ATTEMPTS}")]
+
+    def forget_attempts(self) -> None:
+        """Begin to count anew, before a run goes on."""
+        (self.path / "logs" / ATTEMPTS).unlink(missing_ok=True)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``."""
         write_atomically(self.path / "result.json", json.dumps(dict(result), indent=2) + "\n")
@@ -160,6 +183,10 @@ class RunFolder:
     def succeed(self) -> None:
         """Say that the run is whole."""
         write_atomically(self.path / SUCCESS, "")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
     def _json(self, name: str) -> Any:
         path = self.path / name

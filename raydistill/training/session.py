@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,6 +46,8 @@ class Session:
     see them, where that is not what the student sees. ``placement`` says where the stored rows lie, if there are any.
     ``average`` follows the student, ``scaler`` multiplies losses against underflow, ``probe`` says which precision was
     measured to be faster, each where the experiment asks for it.
+    ``under_way`` says how far an epoch is that a checkpoint cuts, and is taken by the first epoch after a start from
+    it; ``seconds_before`` is the time that the run had taken until then, ``started`` this process's clock at the start.
     """
 
     experiment: Experiment
@@ -68,6 +71,9 @@ class Session:
     average: AveragedStudent | None = None
     scaler: torch.amp.GradScaler | None = None
     probe: Probe | None = None
+    under_way: Mapping[str, Any] | None = None
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def student(self) -> nn.Module:
@@ -93,6 +99,22 @@ class Session:
     def batching(self) -> Batching:
         """How an epoch is cut into batches."""
         return batching_of(self.experiment, len(self.data), self.world_size)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of all epochs, those of stages before distillation among them, up to where a checkpoint is."""
+        of_this_epoch = int(self.under_way["step"]) if self.under_way is not None else 0
+        return (len(self.stage_records) + self.epoch) * self.steps_per_epoch + of_this_epoch
+
+    @property
+    def seconds(self) -> float:
+        """Time of training so far, without that between a checkpoint and the start from it."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def take_under_way(self) -> Mapping[str, Any] | None:
+        """Return how far the epoch is that a checkpoint cut, once: to the epoch that begins there."""
+        taken, self.under_way = self.under_way, None
+        return taken
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Positions of this worker's part of each batch of an epoch from step ``start`` on, int64 [B]."""

@@ -6,7 +6,6 @@ far a session is follows from ``stage_records``, which holds one record for each
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from raydistill.methods.base import Stage
 from raydistill.methods.collectives import mean_over_ranks, rows_held, world_size
+from raydistill.training.keeping import Keeper
 from raydistill.training.meter import Meter, Metrics, Progress
 from raydistill.training.micro_batches import weighted, whole_batch
 from raydistill.training.optimisation import build_optimizer
@@ -29,7 +29,12 @@ ReportStage = Callable[[Record, Session], None]
 MOMENTUM = 0.9
 
 
-def run_stages(session: Session, report: ReportStage, progress: Progress = lambda values: None) -> None:
+def run_stages(
+    session: Session,
+    report: ReportStage,
+    progress: Progress = lambda values: None,
+    keeper: Keeper = Keeper(),  # noqa: B008  it has no state
+) -> None:
     """Run what is left of the session's stages; ``report`` is called after each epoch with its record.
 
     A record has ``stage``, ``epoch`` counted from 1, ``train/loss``, ``train/<term>`` and ``seconds``.
@@ -41,7 +46,7 @@ def run_stages(session: Session, report: ReportStage, progress: Progress = lambd
     for label, stage in session.stages.items():
         done = len(session.stage_records) - before
         if done < stage.epochs:
-            _StageRun(session, label, stage, progress).run(done, report)
+            _StageRun(session, label, stage, progress, keeper).run(done, report)
         before += stage.epochs
 
 
@@ -53,6 +58,7 @@ class _StageRun:
     label: str
     stage: Stage
     progress: Progress
+    keeper: Keeper
 
     def run(self, done: int, report: ReportStage) -> None:
         """Run the epochs after the ``done`` ones."""
@@ -60,13 +66,14 @@ class _StageRun:
         with _training_alone(session.distiller, stage.trains):
             optimizer = self._build_optimizer()
             for epoch in range(done, stage.epochs):
-                started = time.monotonic()
-                metrics = self._train_epoch(epoch, optimizer)
+                config = session.experiment.train
+                meter = Meter(self._show, epoch, session.steps_per_epoch, config.batch_size, session.take_under_way())
+                metrics = self._train_epoch(epoch, meter, optimizer)
                 last = epoch + 1 == stage.epochs
                 if last and stage.finish is not None:
                     stage.finish()
-                session.stage_optimizer = None if last or optimizer is None else optimizer.state_dict()
-                record = {"stage": self.label, "epoch": epoch + 1, **metrics, "seconds": time.monotonic() - started}
+                self._note_optimizer(None if last else optimizer)
+                record = {"stage": self.label, "epoch": epoch + 1, **metrics, "seconds": meter.seconds}
                 session.stage_records.append(record)
                 report(record, session)
 
@@ -82,10 +89,9 @@ class _StageRun:
             optimizer.load_state_dict(self.session.stage_optimizer)
         return optimizer
 
-    def _train_epoch(self, epoch: int, optimizer: torch.optim.Optimizer | None) -> Metrics:
+    def _train_epoch(self, epoch: int, meter: Meter, optimizer: torch.optim.Optimizer | None) -> Metrics:
         session, config, needs = self.session, self.session.experiment.train, self.stage.needs
-        meter = Meter(self._show, epoch, session.steps_per_epoch, config.batch_size)
-        for step in session.steps(epoch, needs):
+        for step in session.steps(epoch, needs, start=meter.count):
             part = whole_batch(step, session.rank)
             with rows_held(part.shares), autocast(session, scaled=False):
                 loss = self.stage.loss(replace(step, student=session.distiller.student_outputs(step, needs)))
@@ -93,7 +99,14 @@ class _StageRun:
             if optimizer is not None:
                 _descend(loss.total, optimizer, config.clip)
             meter.add({"loss": loss.total.detach(), **{name: value.detach() for name, value in loss.terms.items()}})
+            # What a stage with ``finish`` collects is in no checkpoint, so its epoch is not cut.
+            if self.stage.finish is None and self.keeper.due(meter):
+                self._note_optimizer(optimizer)
+                self.keeper.keep(session, meter)
         return meter.result(f"stage of methods.{self.label}, ", "its pretrain_lr or train.optimizer.lr")
+
+    def _note_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        self.session.stage_optimizer = None if optimizer is None else optimizer.state_dict()
 
     def _show(self, values: Mapping[str, Any]) -> None:
         self.progress({**values, "stage": self.label, "epochs": self.stage.epochs})

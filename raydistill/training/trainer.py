@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,14 +20,22 @@ from raydistill.training.run_folder import RunFolder, claimed
 
 if TYPE_CHECKING:
     from raydistill.training.session import Session
+    from raydistill.training.shelf import Shelf
 
 Watch = Callable[[RunFolder], None]
 
 STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "model.safetensors"
+CHECKPOINTS = "checkpoints"
+RAY_STATE = "ray_train"
 POLL_S = 0.25
 READERS_SHARE = 0.25
 """Of Ray's CPUs that workers leave to tasks that read ahead, where there are such; at least one, if they have two."""
+FRUITLESS_ATTEMPTS = 5
+"""A run ends when so many attempts in a row died between the same checkpoint and the next one, whatever
+``scale.max_failures`` allows."""
+FAILED_STARTS = 10
+"""A run ends when its workers could not be started so often: each time Ray waits a minute for lost nodes to return."""
 RAY_HEAD_START_S = 1.5
 """Importing torch holds the interpreter's lock, so Ray first gets the time to launch its processes."""
 
@@ -60,6 +67,7 @@ def train(
         run_folder.begin(experiment, resume=resume)
         run_folder.list_skipped(arrays["train"]["skipped"])
         run_folder.forget_failure()
+        run_folder.forget_attempts()
         job = {
             "experiment": experiment.to_dict(),
             "material": ray.put(arrays),
@@ -195,7 +203,7 @@ def watched(work: Callable[[], None], folder: RunFolder, watch: Watch) -> None:
 
 def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any], resources: Mapping[str, Any]) -> None:
     """Run the TorchTrainer and raise what its workers left word of, or Ray's own error."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
@@ -203,18 +211,29 @@ def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any],
         train_loop_config=job,
         scaling_config=ScalingConfig(**resources),
         run_config=RunConfig(
-            storage_path=str(folder.path.resolve()),
-            name="checkpoints",
-            failure_config=FailureConfig(max_failures=experiment.scale.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=experiment.train.keep_checkpoints),
+            storage_path=str((folder.path / "logs").resolve()),
+            name=RAY_STATE,
+            failure_config=FailureConfig(
+                max_failures=experiment.scale.max_failures, controller_failure_limit=FAILED_STARTS
+            ),
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
         _raise_failure(folder)
-        raise RunError(f"{folder.path}: the workers failed: {str(error).strip().splitlines()[-1]}") from error
+        raise RunError(_account(experiment, folder, str(error).strip().splitlines()[-1].strip())) from error
     _raise_failure(folder)
+
+
+def _account(experiment: Experiment, folder: RunFolder, reason: str) -> str:
+    """Say how a run ended whose workers failed more often than they may."""
+    attempts = folder.attempts()
+    got_on = "" if len(set(attempts)) > 1 else "; none got as far as the next checkpoint"
+    return (
+        f"{folder.path}: the workers failed {max(1, len(attempts))} times, and scale.max_failures = "
+        f"{experiment.scale.max_failures}{got_on}. The last time: {reason}. --resume tries again"
+    )
 
 
 def _raise_failure(folder: RunFolder) -> None:
@@ -273,10 +292,12 @@ def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
     import ray.train.torch
     import torch
 
-    from raydistill.training.checkpoint import load_checkpoint
+    from raydistill.training.due import Due
+    from raydistill.training.keeping import CheckpointKeeper
     from raydistill.training.material import from_arrays
     from raydistill.training.run import run
     from raydistill.training.session import assemble
+    from raydistill.training.shelf import Shelf
 
     context = ray.train.get_context()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
@@ -291,12 +312,51 @@ def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
         readers=job["readers"],
         wrap=partial(_wrap, experiment),
     )
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as path:
-            load_checkpoint(session, Path(path))
+    shelf = Shelf(folder.path / CHECKPOINTS)
+    if not _continue(session, shelf, folder):
+        return
     folder.note_start({**job["marks"], "worker_started": started, "assembled": time.time(), "pid": os.getpid()})
-    run(session, folder, after_epoch=_report, after_stage_epoch=_report, weights=job["weights"])
+    config = experiment.train.checkpoint
+    with CheckpointKeeper(shelf, config, Due(config, session.device)) as keeper:
+        run(session, folder, after_epoch=_report, after_stage_epoch=_report, keeper=keeper, weights=job["weights"])
+
+
+def _continue(session: Session, shelf: Shelf, folder: RunFolder) -> bool:
+    """Put all ranks where the newest sound checkpoint was taken; False where rank 0 left word why the run ends."""
+    from ray.train.collective import broadcast_from_rank_zero
+
+    from raydistill.training.checkpoint import read_state, restore
+
+    chosen: str | None = None
+    if session.rank == 0:
+        folder.forget_failure()
+        try:
+            chosen = _choose_and_continue(session, shelf, folder)
+        except RunError as error:
+            folder.write_failure("RunError", str(error))
+    chosen = broadcast_from_rank_zero(chosen)
+    if chosen and session.rank != 0:
+        restore(session, read_state(shelf.folder / chosen, session.device), shelf.folder / chosen)
+    return chosen is not None
+
+
+def _choose_and_continue(session: Session, shelf: Shelf, folder: RunFolder) -> str:
+    """Return the name of the checkpoint from which this session now goes on, empty where there is none."""
+    from raydistill.training.checkpoint import restore
+
+    taken = shelf.take(session.device, folder.note)
+    if taken is not None:
+        restore(session, taken[1], shelf.folder / taken[0])
+    attempts = folder.begin_attempt(session.steps_done)
+    place = f"step {session.steps_done % session.steps_per_epoch} of epoch {session.epoch + 1}"
+    if len(attempts) > FRUITLESS_ATTEMPTS and len(set(attempts[-FRUITLESS_ATTEMPTS - 1 :])) == 1:
+        raise RunError(
+            f"{folder.path}: {FRUITLESS_ATTEMPTS} times in a row the workers died between {place} and the next "
+            "checkpoint. See Ray's logs for the reason; or keep checkpoints more often: train.checkpoint.steps"
+        )
+    if len(attempts) > 1:
+        folder.note(f"a worker died; attempt {len(attempts)} goes on from {place}")
+    return "" if taken is None else taken[0]
 
 
 def _wrap(experiment: Experiment, module: Any) -> Any:
@@ -310,17 +370,7 @@ def _wrap(experiment: Experiment, module: Any) -> Any:
 
 
 def _report(metrics: Mapping[str, Any], session: Session) -> None:
-    """Tell Ray Train of an epoch, with a checkpoint where one is due: in stages before distillation always."""
+    """Tell Ray Train of an epoch; checkpoints are the run's own matter."""
     import ray.train
-    from ray.train import Checkpoint
 
-    from raydistill.training.checkpoint import save_checkpoint
-
-    config = session.experiment.train
-    due = session.epoch % config.checkpoint_every == 0 or session.epoch == config.epochs
-    if not due or session.rank != 0:
-        ray.train.report(dict(metrics))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(session, Path(folder))
-        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
+    ray.train.report(dict(metrics))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raydistill import display
 from raydistill.config import Experiment, load_experiment
 from raydistill.errors import ConfigError, DataError, RunError
 from raydistill.models.weights import load_weights
@@ -24,6 +25,8 @@ from raydistill.training.run_folder import RunFolder
 from raydistill.training.trainer import train, train_teacher
 from tests.conftest import digits, teaching
 from tests.data_room.files import write_folder
+
+TIMES = {"seconds", "images_per_s"}
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -97,6 +100,29 @@ def test_networks_that_teach_each_other_share_the_global_batch_too(tmp_path: Pat
     assert all(last[f"train/{prefix}{name}"] > 0.0 for prefix in ("", "peer1/") for name in methods)
     assert max(last["train/ce"], last["train/peer1/ce"]) < 3.0
     load_weights(build_model("wrn_16_1", 10, in_channels=1), Path(result["run"]) / "peer1.safetensors")
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_told_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = digits(tmp_path, train={"epochs": 3, "batch_size": 48, "checkpoint": {"steps": 3, "keep": 9}})
+    first = train(experiment)
+    run, student = Path(first["run"]), (Path(first["run"]) / "student.safetensors").read_bytes()
+    (run / "_SUCCESS").unlink()
+    *_, before, last = sorted((run / "checkpoints").glob("checkpoint_*"))
+    content = bytearray((last / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (last / "state.pt").write_bytes(content)
+    capsys.readouterr()
+    with display.training(experiment, 3) as watch:
+        second = train(experiment, resume=True, watch=watch)
+    (said,) = RunFolder(run).notices()
+    assert f"{last.name} is damaged" in said and before.name in said
+    assert said in capsys.readouterr().err
+    assert (run / "student.safetensors").read_bytes() == student
+    assert {name: value for name, value in first.items() if name not in TIMES} == {
+        name: value for name, value in second.items() if name not in TIMES
+    }
+    assert second["seconds"] > 0.0
 
 
 @pytest.mark.slow

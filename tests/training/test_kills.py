@@ -1,0 +1,279 @@
+"""Runs whose driver, worker or node is killed become what uninterrupted ones are; whole commands on several nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydistill.config import Experiment
+from raydistill.training.run_folder import RunFolder
+from raydistill.training.shelf import Shelf
+from tests.conftest import TESTS, digits, teaching
+from tests.methods.cases import SMALL
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 180.0
+EPOCHS, STEPS = 10, 20
+METHODS = {"kd": 2, "crd": 1, "cocord": 1, "protocpc": 1, "compress": 1}
+"""Each with its number of workers."""
+
+NODES = """
+import os, signal, sys
+from pathlib import Path
+from ray.cluster_utils import Cluster
+
+cluster, nodes = Cluster(), {}
+
+def add(cpus):
+    node = cluster.add_node(
+        num_cpus=cpus, node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=200 * 2**20
+    )
+    nodes[node.all_processes["raylet"][0].process.pid] = node
+
+def children(pid):
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                yield int(path.parent.name)
+        except OSError:
+            pass
+
+for cpus in (0, 1, 1):
+    add(cpus)
+print("RAY", cluster.address, flush=True)
+for line in sys.stdin:
+    raylet = int(line)
+    for pid in [raylet, *children(raylet)]:
+        os.kill(pid, signal.SIGKILL)
+    cluster.remove_node(nodes.pop(raylet), allow_graceful=False)
+    add(1)
+    print("AGAIN", flush=True)
+cluster.shutdown()
+"""
+
+
+@dataclass
+class Nodes:
+    """A Ray with a head that only drivers use, and two nodes with one CPU each, in processes of their own."""
+
+    process: subprocess.Popen[str]
+    environment: dict[str, str]
+
+    def kill(self, worker: int) -> None:
+        """End the node that a process works on, with all that runs there; another one takes its place."""
+        assert self.process.stdin and self.process.stdout
+        print(parent(worker), file=self.process.stdin, flush=True)
+        assert next((line for line in self.process.stdout if line.startswith("AGAIN")), None)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def environment_of(short: str) -> dict[str, str]:
+    return os.environ | {
+        "PYTHONPATH": str(TESTS.parent),
+        "RAY_TMPDIR": short,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_health_check_initial_delay_ms": "1000",
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "2000",
+    }
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    # Sockets have short names; and nobody else on this machine may take this Ray for the one to join.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short, (tmp_path / "ray.log").open("w") as log:
+        environment = environment_of(short)
+        process = subprocess.Popen(
+            [sys.executable, "-c", NODES],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdin and process.stdout
+        try:
+            line = next((line for line in process.stdout if line.startswith("RAY ")), "")
+            assert line, (tmp_path / "ray.log").read_text()
+            yield Nodes(process, environment | {"RAY_ADDRESS": line.split()[1]})
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@dataclass
+class Run:
+    """The command ``train`` of one experiment."""
+
+    experiment: Experiment
+    environment: dict[str, str]
+    folder: RunFolder = field(init=False)
+    process: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = RunFolder(self.experiment.folder)
+
+    def start(self, *options: str) -> None:
+        config = self.folder.path.parent.parent / f"{self.experiment.name}.yaml"
+        config.write_text(self.experiment.to_yaml())
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "raydistill.cli", "train", str(config), *options],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def until(self, met: Callable[[], Any]) -> Any:
+        """Wait for something while the command runs."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := met()):
+            assert self.process.poll() is None, f"{self.experiment.name} ended: {self.process.communicate()}"
+            assert time.monotonic() < deadline, f"{self.experiment.name} hangs"
+            time.sleep(0.005)
+        return found
+
+    def until_works(self, *, after: int, not_by: int | None) -> int:
+        """Wait for a checkpoint after a step; return the process that wrote it, which is another than ``not_by``."""
+        pid: int = self.until(lambda: (pid := self.worker()) != not_by and pid)
+        self.until(lambda: self.step > after)
+        return pid
+
+    def end(self) -> None:
+        said = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0, said
+
+    @property
+    def step(self) -> int:
+        """Of the newest checkpoint."""
+        names = Shelf(self.folder.path / "checkpoints").names()
+        return int(names[-1][-9:]) if names else 0
+
+    def worker(self) -> int | None:
+        """The living process of rank 0."""
+        path = self.folder.path / "logs" / "attempts.jsonl"
+        if not path.exists() or not (lines := path.read_text().splitlines()):
+            return None
+        pid = int(json.loads(lines[-1])["pid"])
+        return pid if Path(f"/proc/{pid}").exists() else None
+
+
+@pytest.fixture
+def experiments(tmp_path: Path, teacher_weights: Path) -> Callable[[str, str], Experiment]:
+    def build(method: str, name: str) -> Experiment:
+        return digits(
+            tmp_path,
+            name=name,
+            data={"name": "digits", "subset": STEPS * 20, "validation": 0.2, "augment": {"crop": 1}},
+            teacher=teaching(teacher_weights) | {"source": "live"},
+            methods={"ce": {}, method: SMALL.get(method, {})},
+            train={"epochs": EPOCHS, "batch_size": 16, "checkpoint": {"steps": 7, "keep": 3}},
+            scale={"workers": METHODS[method], "cpus_per_worker": 1, "use_gpu": False, "max_failures": 10},
+        )
+
+    return build
+
+
+def without_times(folder: RunFolder) -> list[dict[str, float]]:
+    times = ("seconds", "images_per_s")
+    return [{name: value for name, value in record.items() if name not in times} for record in folder.history()]
+
+
+def test_twenty_kills_change_no_student(
+    nodes: Nodes, tmp_path: Path, experiments: Callable[[str, str], Experiment]
+) -> None:
+    chance, deaths, began = random.Random(5), Counter[str](), time.monotonic()
+    for method in METHODS:
+        whole = Run(experiments(method, f"whole-{method}"), nodes.environment)
+        whole.start()
+        whole.end()
+        run = Run(experiments(method, f"killed-{method}"), nodes.environment)
+        run.start()
+        victims = ["worker", "worker", "driver", "node"]
+        chance.shuffle(victims)
+        dead: int | None = None
+        for number, victim in enumerate(victims):
+            target = chance.randrange(number * 40, number * 40 + 35)
+            worker = run.until_works(after=target, not_by=dead)
+            time.sleep(chance.uniform(0.0, 0.3))
+            if victim == "driver":
+                run.process.kill()
+                run.process.communicate()
+            elif victim == "node":
+                nodes.kill(worker)
+            else:
+                os.kill(worker, signal.SIGKILL)
+            deaths[victim] += 1
+            dead = worker
+            print(f"{time.monotonic() - began:6.1f} s  {method}: {victim} killed after step {run.step}", flush=True)
+            if victim == "driver":
+                run.start("--resume")
+        run.end()
+        student = "student.safetensors"
+        assert (run.folder.path / student).read_bytes() == (whole.folder.path / student).read_bytes(), method
+        assert without_times(run.folder) == without_times(whole.folder)
+        assert run.folder.succeeded
+    assert deaths == {"worker": 10, "driver": 5, "node": 5}
+
+
+def test_ctrl_c_ends_cleanly_and_the_run_goes_on(tmp_path: Path, experiments: Callable[[str, str], Experiment]) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+        run = Run(experiments("crd", "stopped"), environment_of(short))
+        run.start()
+        worker = run.until(lambda: run.step > 30 and run.worker())
+        os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: to the command and all its children
+        _, complained = run.process.communicate(timeout=30)
+        assert run.process.returncode == 130, complained
+        assert complained.splitlines()[-1].endswith("the same command with --resume goes on")
+        assert "Traceback" not in complained
+        assert not run.folder.succeeded
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{worker}").exists():
+            assert time.monotonic() < deadline, "the worker lives on"
+            time.sleep(0.1)
+        left = run.step
+        run.start("--resume")
+        run.end()
+        assert run.folder.attempts()[0] >= left > 30
+        assert len(run.folder.history()) == EPOCHS
+
+
+def test_a_run_that_never_gets_on_ends(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"student": {"model": "tests.training.networks:lethal"}}
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+        for allowed, attempts, said in ((1, 2, "failed 2 times"), (100, 6, "5 times in a row the workers died")):
+            scale = {"max_failures": allowed, "use_gpu": False}
+            run = Run(digits(tmp_path, name=f"lethal{allowed}", scale=scale, **sections), environment_of(short))
+            run.start()
+            _, complained = run.process.communicate(timeout=PATIENCE)
+            assert run.process.returncode == 1, complained
+            assert said in complained and "next checkpoint" in complained
+            assert "Traceback" not in complained
+            assert run.folder.attempts() == [0] * attempts
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.process.pid, signal.SIGKILL)
