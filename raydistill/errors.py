@@ -7,7 +7,9 @@ something given is wrong (exit code 2, nothing was written); ``RunError`` means 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 
 class RaydistillError(Exception):
@@ -44,6 +46,19 @@ class StorageError(InputError):
 
 class RunError(RaydistillError):
     """A run failed after it had started."""
+
+
+class DivergedError(RunError):
+    """A loss is not finite any more; all workers of the run raise it together.
+
+    Attributes:
+        found: what is known of it, in values that JSON has.
+    """
+
+    def __init__(self, message: str, found: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.found = found
 
 
 def named_error(kind: str, message: str) -> RaydistillError:

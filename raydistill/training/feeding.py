@@ -115,6 +115,13 @@ class Feeder:
         self._near, self._far, self._readers = near, far, readers
         self.plan = plan.to(self.place)
 
+    @property
+    def sources(self) -> str:
+        """What batches are made of, for a message."""
+        read = ["images that are decoded as they are read"] if self._far.images else []
+        read += ["teacher outputs that are read from the cache's disk"] if self._far.teachers else []
+        return " and ".join(read) or "what lies in memory"
+
     def bring(self, positions: Tensor, epoch: int, needs: Needs) -> Batch:
         """Return the batch of int64 [B] positions, all of it gathered now."""
         request = self.plan.request(positions.to(self.place), epoch, needs)

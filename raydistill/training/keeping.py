@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -97,16 +98,18 @@ class CheckpointKeeper(Keeper):
         self._due.restart()
         if session.rank == 0:
             self.finish()
-            self._writing = self._pool.submit(self._write, snapshot(session), session.steps_done, top1)
+            trained = [name for name, _ in session.distiller.named_parameters()]
+            self._writing = self._pool.submit(self._write, snapshot(session), trained, session.steps_done, top1)
 
-    def _write(self, state: State, step: int, top1: float | None) -> None:
-        if not _finite(state):  # never in a sound one's place; the epoch's end says what happened
+    def _write(self, state: State, trained: Sequence[str], step: int, top1: float | None) -> None:
+        if not _finite(state, trained):  # never in a sound one's place; the lookout says what happened
             return
         self._shelf.put(state, step, top1)
         self._shelf.thin(self._config.keep, best=self._config.best)
 
 
-def _finite(state: State) -> bool:
-    """Whether all losses of the epoch under way were."""
+def _finite(state: State, trained: Sequence[str]) -> bool:
+    """Whether all losses of the epoch under way are, and all that is ``trained``: a gradient alone may be broken."""
     sums = (state["under_way"] or {"sums": {}})["sums"]
-    return all(bool(torch.isfinite(values).all()) for values in sums.values())
+    weights = [state["distiller"][name] for name in trained]
+    return all(bool(torch.isfinite(values).all()) for values in [*sums.values(), *weights])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raydistill.data.resident import ResidentSet
 from raydistill.evaluation.classification import top_k_accuracy
@@ -13,8 +13,10 @@ from raydistill.evaluation.collapse import RANK_IMAGES, rank_metrics
 from raydistill.evaluation.features import extract
 from raydistill.evaluation.neighbours import knn_accuracy
 from raydistill.training.keeping import Keeper
-from raydistill.training.meter import Meter, Metrics, Progress
+from raydistill.training.lookout import Lookout
+from raydistill.training.meter import Meter, Metrics, Progress, Say, silent
 from raydistill.training.session import Session
+from raydistill.training.stalls import stalls_told
 from raydistill.training.step import descend
 
 Report = Callable[[Metrics, Session], None]
@@ -28,12 +30,19 @@ def fit(
     report: Report,
     progress: Progress = lambda values: None,
     keeper: Keeper = Keeper(),  # noqa: B008  it has no state
+    say: Say = silent,
 ) -> None:
-    """Train from where the session stands to the last epoch; ``report`` is called after each with its metrics."""
+    """Train from where the session stands to the last epoch; ``report`` is called after each with its metrics.
+
+    ``say`` is told what the user should know early.
+
+    Raises:
+        DivergedError: where a loss is not finite.
+    """
     batch_size = session.experiment.train.batch_size
     for epoch in range(session.epoch, session.experiment.train.epochs):
         meter = Meter(progress, epoch, session.steps_per_epoch, batch_size, session.take_under_way())
-        metrics = train_epoch(session, epoch, meter, keeper)
+        metrics = train_epoch(session, epoch, meter, keeper, say)
         trained = meter.seconds
         metrics |= validate(session)
         metrics |= {"images_per_s": session.batching.images_per_epoch / trained, "seconds": meter.seconds}
@@ -42,14 +51,19 @@ def fit(
         report({"epoch": session.epoch, **metrics}, session)
 
 
-def train_epoch(session: Session, epoch: int, meter: Meter, keeper: Keeper) -> Metrics:
+def train_epoch(session: Session, epoch: int, meter: Meter, keeper: Keeper, say: Say) -> Metrics:
     """Run what the meter has not seen of an epoch; return ``train/loss``, ``train/<label>`` and the learning rate."""
     session.model.train()
-    for step in session.steps(epoch, start=meter.count):
+    weights = {label: method.weight for label, method in session.experiment.methods.items()}
+    lookout = Lookout(session, epoch, session.distiller.objective.needs, say, weights=weights)
+    for step in stalls_told(session.steps(epoch, start=meter.count), say, lambda: session.place_of(epoch, meter.count)):
         loss = descend(session, step)
-        meter.add({"loss": loss.total.detach(), **loss.terms})
+        terms = {"loss": loss.total.detach(), **loss.terms}
+        lookout.see(meter.count, terms)
+        meter.add(terms)
         if keeper.due(meter):
             keeper.keep(session, meter)
+    lookout.look()
     return {**meter.result(), "lr": float(session.schedule.get_last_lr()[0])}
 
 
@@ -72,6 +86,12 @@ def measure_rank(session: Session) -> Metrics:
     return rank_metrics(extract(session.student, session.validation, "embedding", first))
 
 
+def spread(images: int, most: int) -> Tensor:
+    """Positions of at most so many images, evenly over a set in which classes may come one after the other, int64."""
+    count = min(images, most)
+    return torch.arange(count) * images // count
+
+
 def measure_top1(session: Session, held_out: ResidentSet, network: nn.Module) -> float | None:
     """Top-1 in percent on images that were not trained on: the classifier's, or, where no method trains it, a k-NN's.
 
@@ -82,7 +102,7 @@ def measure_top1(session: Session, held_out: ResidentSet, network: nn.Module) ->
         return None
     if session.distiller.objective.needs.trains_classifier:
         return top_k_accuracy(extract(network, held_out, "logits"), held_out.labels, 1)
-    bank = torch.arange(min(KNN_BANK, len(data)), device=session.device)
+    bank = spread(len(data), KNN_BANK).to(session.device)
     return knn_accuracy(
         extract(network, data, "embedding", bank),
         data.labels[bank],

@@ -9,13 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from raydistill.errors import RunError
 from raydistill.methods.collectives import gather_rows, mean_over_ranks, rank, world_size
 
 Metrics = dict[str, float]
 Progress = Callable[[Mapping[str, Any]], None]
+Say = Callable[[str], None]
 
 PROGRESS_EVERY_S = 0.5
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
 
 
 class Meter:
@@ -65,20 +69,9 @@ class Meter:
         sums = {name: gather_rows(value.reshape(1)) for name, value in self._sums.items()}
         return {"step": self.count, "seconds": self.seconds, "sums": sums}
 
-    def result(self, where: str = "", remedy: str = "train.optimizer.lr or the term's weight") -> Metrics:
-        """Return means over the epoch and all ranks.
-
-        Raises ``RunError`` where a term is not finite; it begins with ``where`` and says to lower ``remedy``.
-        """
-        means = {name: float(mean_over_ranks(value / self.count)) for name, value in self._sums.items()}
-        broken = [name for name, value in means.items() if not abs(value) < float("inf")]
-        if broken:
-            named = [name for name in broken if name != "loss"] or broken
-            raise RunError(
-                f"{where}epoch {self._epoch + 1}: {', '.join(named)} became NaN or infinite; the checkpoint of the "
-                f"epoch before is kept. Lower {remedy}, or set train.clip"
-            )
-        return {f"train/{name}": value for name, value in means.items()}
+    def result(self) -> Metrics:
+        """Return means over the epoch and all ranks."""
+        return {f"train/{name}": float(mean_over_ranks(value / self.count)) for name, value in self._sums.items()}
 
 
 def _own(sums: Tensor) -> Tensor:

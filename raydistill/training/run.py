@@ -10,6 +10,7 @@ from raydistill.data.datasets import load_test
 from raydistill.data.resident import ResidentSet
 from raydistill.errors import DataError
 from raydistill.evaluation.collapse import collapse_warnings
+from raydistill.evaluation.proportion import history_warnings
 from raydistill.models.weights import save_weights
 from raydistill.training.events import EventLog
 from raydistill.training.keeping import Keeper
@@ -64,8 +65,8 @@ def run(
             after_stage_epoch(record, session)
 
         progress = folder.write_progress if writes else lambda values: None
-        run_stages(session, report_stage, progress, keeper)
-        fit(session, report, progress, keeper)
+        run_stages(session, report_stage, progress, keeper, folder.note)
+        fit(session, report, progress, keeper, folder.note)
         keeper.finish()
     if writes:
         save_weights(session.student, folder.path / weights)
@@ -83,6 +84,7 @@ def run(
 def result_of(session: Session) -> dict[str, Any]:
     """What a finished session has to say without the test images."""
     experiment = session.experiment
+    weights = {label: method.weight for label, method in experiment.methods.items()}
     values = [record["val/top1"] for record in session.history if "val/top1" in record]
     return {
         "name": experiment.name,
@@ -95,7 +97,7 @@ def result_of(session: Session) -> dict[str, Any]:
         "epochs": session.epoch,
         "images_per_s": session.history[-1]["images_per_s"] if session.history else None,
         "teacher_forwards": session.teacher_forwards,
-        "warnings": collapse_warnings(session.history),
+        "warnings": [*collapse_warnings(session.history), *history_warnings(session.history, weights)],
     }
 
 

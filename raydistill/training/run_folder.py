@@ -149,6 +149,10 @@ class RunFolder:
         """Remove the word of an earlier failure, before a run goes on."""
         (self.path / "logs" / "failure.json").unlink(missing_ok=True)
 
+    def write_diverged(self, found: Mapping[str, Any]) -> None:
+        """Write ``logs/diverged.json``: the step and the batch with which a loss stopped being finite."""
+        write_atomically(self.path / "logs" / "diverged.json", json.dumps(dict(found)) + "\n")
+
     def note(self, text: str) -> None:
         """Keep a line for the user in ``logs/notices.jsonl``."""
         with (self.path / "logs" / NOTICES).open("a") as file:

@@ -127,6 +127,23 @@ class Session:
             device=self.feeder.place,
         )
 
+    def place_of(self, epoch: int, step: int) -> str:
+        """Say which batch one is, for whoever waits for it; both are counted from 0."""
+        worker = f"worker {self.rank}, " if self.world_size > 1 else ""
+        return f"{worker}epoch {epoch + 1}: the batch of step {step + 1}, of {self.feeder.sources},"
+
+    def positions_of(self, epoch: int, step: int, rank: int) -> Tensor:
+        """Positions of a worker's part of one batch, int64 [B]."""
+        batches = self.data.batches(
+            epoch, self.batching, seed=self.experiment.seed, rank=rank, start=step, device=self.feeder.place
+        )
+        return next(batches)
+
+    def ids_of(self, positions: Tensor) -> list[int]:
+        """Ids of the samples at these positions."""
+        ids: list[int] = self.data.ids[positions.to(self.data.device)].tolist()
+        return ids
+
     def steps(self, epoch: int, needs: Needs | None = None, *, start: int = 0) -> Iterator[Step]:
         """The steps of an epoch from ``start`` on, each as ``draw`` returns it; what lies far is read ahead."""
         needs = needs or self.distiller.objective.needs

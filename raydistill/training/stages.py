@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from raydistill.methods.base import Stage
 from raydistill.methods.collectives import mean_over_ranks, rows_held, world_size
 from raydistill.training.keeping import Keeper
-from raydistill.training.meter import Meter, Metrics, Progress
+from raydistill.training.lookout import Lookout
+from raydistill.training.meter import Meter, Metrics, Progress, Say, silent
 from raydistill.training.micro_batches import weighted, whole_batch
 from raydistill.training.optimisation import build_optimizer
 from raydistill.training.session import Session
+from raydistill.training.stalls import stalls_told
 from raydistill.training.step import autocast
 
 Record = dict[str, Any]
@@ -34,19 +36,21 @@ def run_stages(
     report: ReportStage,
     progress: Progress = lambda values: None,
     keeper: Keeper = Keeper(),  # noqa: B008  it has no state
+    say: Say = silent,
 ) -> None:
     """Run what is left of the session's stages; ``report`` is called after each epoch with its record.
 
-    A record has ``stage``, ``epoch`` counted from 1, ``train/loss``, ``train/<term>`` and ``seconds``.
+    A record has ``stage``, ``epoch`` counted from 1, ``train/loss``, ``train/<term>`` and ``seconds``. ``say`` is told
+    what the user should know early.
 
     Raises:
-        RunError: where a loss is not finite.
+        DivergedError: where a loss is not finite.
     """
     before = 0
     for label, stage in session.stages.items():
         done = len(session.stage_records) - before
         if done < stage.epochs:
-            _StageRun(session, label, stage, progress, keeper).run(done, report)
+            _StageRun(session, label, stage, progress, keeper, say).run(done, report)
         before += stage.epochs
 
 
@@ -59,6 +63,7 @@ class _StageRun:
     stage: Stage
     progress: Progress
     keeper: Keeper
+    say: Say
 
     def run(self, done: int, report: ReportStage) -> None:
         """Run the epochs after the ``done`` ones."""
@@ -91,19 +96,30 @@ class _StageRun:
 
     def _train_epoch(self, epoch: int, meter: Meter, optimizer: torch.optim.Optimizer | None) -> Metrics:
         session, config, needs = self.session, self.session.experiment.train, self.stage.needs
-        for step in session.steps(epoch, needs, start=meter.count):
+        lookout = Lookout(
+            session,
+            epoch,
+            needs,
+            where=f"stage of methods.{self.label}, ",
+            remedy="its pretrain_lr or train.optimizer.lr",
+        )
+        steps = session.steps(epoch, needs, start=meter.count)
+        for step in stalls_told(steps, self.say, lambda: session.place_of(epoch, meter.count)):
             part = whole_batch(step, session.rank)
             with rows_held(part.shares), autocast(session, scaled=False):
                 loss = self.stage.loss(replace(step, student=session.distiller.student_outputs(step, needs)))
             loss = weighted(loss, part.weight)
             if optimizer is not None:
                 _descend(loss.total, optimizer, config.clip)
-            meter.add({"loss": loss.total.detach(), **{name: value.detach() for name, value in loss.terms.items()}})
+            terms = {"loss": loss.total.detach(), **{name: value.detach() for name, value in loss.terms.items()}}
+            lookout.see(meter.count, terms)
+            meter.add(terms)
             # What a stage with ``finish`` collects is in no checkpoint, so its epoch is not cut.
             if self.stage.finish is None and self.keeper.due(meter):
                 self._note_optimizer(optimizer)
                 self.keeper.keep(session, meter)
-        return meter.result(f"stage of methods.{self.label}, ", "its pretrain_lr or train.optimizer.lr")
+        lookout.look()
+        return meter.result()
 
     def _note_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
         self.session.stage_optimizer = None if optimizer is None else optimizer.state_dict()

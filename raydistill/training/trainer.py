@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.cluster import ensure_ray, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
-from raydistill.errors import ConfigError, InputError, RaydistillError, RunError, named_error
+from raydistill.errors import ConfigError, DivergedError, InputError, RaydistillError, RunError, named_error
+from raydistill.training.exhaustion import memory_advice
 from raydistill.training.run_folder import RunFolder, claimed
 
 if TYPE_CHECKING:
@@ -222,17 +223,18 @@ def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any],
         trainer.fit()
     except TrainingFailedError as error:
         _raise_failure(folder)
-        raise RunError(_account(experiment, folder, str(error).strip().splitlines()[-1].strip())) from error
+        raise RunError(_account(experiment, folder, error)) from error
     _raise_failure(folder)
 
 
-def _account(experiment: Experiment, folder: RunFolder, reason: str) -> str:
+def _account(experiment: Experiment, folder: RunFolder, error: Exception) -> str:
     """Say how a run ended whose workers failed more often than they may."""
+    reason, advice = str(error).strip().splitlines()[-1].strip(), memory_advice(error)
     attempts = folder.attempts()
     got_on = "" if len(set(attempts)) > 1 else "; none got as far as the next checkpoint"
     return (
         f"{folder.path}: the workers failed {max(1, len(attempts))} times, and scale.max_failures = "
-        f"{experiment.scale.max_failures}{got_on}. The last time: {reason}. --resume tries again"
+        f"{experiment.scale.max_failures}{got_on}. The last time: {advice or reason}. --resume tries again"
     )
 
 
@@ -279,10 +281,17 @@ def _worker(job: dict[str, Any]) -> None:
     folder = RunFolder(Path(job["folder"]))
     try:
         _train_in_worker(job, folder)
-    except (RaydistillError, OSError) as error:
+    except DivergedError as error:  # all ranks do, and would again at the same place
         if context.get_world_rank() == 0:
+            folder.write_failure("RunError", str(error))
+            folder.write_diverged(error.found)
+    except (RaydistillError, OSError, MemoryError, RuntimeError) as error:
+        advice = memory_advice(error)
+        if advice is None and not isinstance(error, RaydistillError | OSError):
+            raise
+        if context.get_world_rank() == 0 or advice is not None:
             kind = type(error).__name__ if isinstance(error, RaydistillError) else "RunError"
-            folder.write_failure(kind, str(error))
+            folder.write_failure(kind, advice or str(error))
         if context.get_world_size() > 1:  # the other ranks would wait for this one for ever
             raise
 

@@ -13,7 +13,7 @@ from raydistill.config import Experiment, ScheduleConfig
 from raydistill.errors import RunError
 from raydistill.models.taps import Tapped
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
-from raydistill.training.loop import fit
+from raydistill.training.loop import fit, spread
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.optimisation import learning_rate_factor
 from raydistill.training.session import Session
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_term_that_is_not_finite_stops_the_run_and_is_named(tmp_path: Path) -> None:
     experiment = digits(tmp_path, train={"epochs": 2, "batch_size": 48, "optimizer": {"lr": 1e30}})
-    with pytest.raises(RunError, match="epoch 1: ce became NaN or infinite"):
+    with pytest.raises(RunError, match="epoch 1, step 2 of 4: ce became NaN or infinite"):
         trained(experiment)
 
 
@@ -131,6 +131,12 @@ def test_material_survives_the_object_store(tmp_path: Path) -> None:
     assert torch.equal(back.train.images, material.train.images)
     assert back.train.images.data_ptr() == material.train.images.data_ptr()
     assert torch.equal(back.validation.ids, material.validation.ids)
+
+
+def test_the_bank_of_neighbours_is_spread_over_sorted_classes() -> None:
+    assert spread(7, 10).tolist() == [0, 1, 2, 3, 4, 5, 6]
+    classes = torch.arange(1000).repeat_interleave(1281)
+    assert classes[spread(len(classes), 5000)].bincount(minlength=1000).tolist() == [5] * 1000
 
 
 def test_schedules() -> None:

@@ -114,7 +114,7 @@ def test_a_gradient_that_is_not_finite_is_told(tmp_path: Path) -> None:
     session = session_of(experiment_of(tmp_path, clip=1.0, epochs=1, batch_size=192))
     weight = next(session.distiller.student.parameters())
     weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(RunError, match="epoch 1: gradient_norm became NaN or infinite"):
+    with pytest.raises(RunError, match="epoch 1, step 1 of 1: gradient_norm became NaN or infinite"):
         fit(session, lambda metrics, session: None)
 
 
