@@ -137,7 +137,8 @@ class TrainConfig(Section):
     ``drop_last: false`` trains on what the whole batches of an epoch leave over too, as a smaller last batch. ``clip``
     bounds the norm of the whole gradient. ``fp16`` scales the loss, since small gradients would underflow; ``auto`` is
     bf16 where a short measurement finds the student faster with it on this machine, else fp32. ``compile`` gives the
-    student to torch.compile, which takes a minute at the start.
+    student to torch.compile, which takes a minute at the start; ``cuda_graphs`` moreover lets a GPU replay its kernels
+    without the host, which small students gain from.
     """
 
     epochs: Count = 10
@@ -150,7 +151,7 @@ class TrainConfig(Section):
     clip: Positive | None = None
     ema: EmaConfig | None = None
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | Literal["cuda_graphs"] = False
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="before")
@@ -263,13 +264,29 @@ class ScaleConfig(Section):
 
     ``sync_batch_norm`` lets the student's batch-norms, and those of the methods' heads, take their statistics from the
     batches of all workers, so that these together compute what one would with the whole batch.
+
+    With ``min_workers`` the number of workers is elastic: as many as the cluster has room for, from that to
+    ``workers``. A run then goes on with fewer when nodes are lost, and from its last checkpoint with more when there
+    are new ones; the global batch stays the same.
     """
 
     workers: Count = 1
+    min_workers: Count | None = None
     sync_batch_norm: bool = False
     use_gpu: bool | Literal["auto"] = "auto"
     cpus_per_worker: Count | None = None
     max_failures: Annotated[int, Field(ge=0)] = 2
+
+    @property
+    def least_workers(self) -> int:
+        """The number with which a run starts or goes on, if there is no room for more."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> ScaleConfig:
+        if self.least_workers > self.workers:
+            raise ValueError(f"min_workers = {self.min_workers}: is more than workers = {self.workers}")
+        return self
 
 
 class SchedulerConfig(Section):

@@ -39,4 +39,4 @@ def extract(
 def _output(network: nn.Module, data: ResidentSet, output: str, positions: Tensor) -> Tensor:
     images = normalise(data.pixels(positions), data.mean, data.std).to(memory_format=torch.channels_last)
     found: Tensor = network(images, outputs=(output,))[output]
-    return found
+    return found.clone()  # a network whose kernels are replayed overwrites it with the next batch's

@@ -162,10 +162,10 @@ class RunFolder:
         """Return the lines of ``note``, from a time on."""
         return [found["text"] for found in self._lines(f"logs/{NOTICES}") if found["time"] >= since]
 
-    def begin_attempt(self, step: int) -> list[int]:
+    def begin_attempt(self, step: int, workers: int) -> list[int]:
         """Note that workers begin at a step of the run; return the steps at which all attempts began."""
         with (self.path / "logs" / ATTEMPTS).open("a") as file:
-            file.write(json.dumps({"time": time.time(), "pid": os.getpid(), "step": step}) + "\n")
+            file.write(json.dumps({"time": time.time(), "pid": os.getpid(), "step": step, "workers": workers}) + "\n")
         return self.attempts()
 
     def attempts(self) -> list[int]:

@@ -281,7 +281,7 @@ def assemble(
     train = experiment.train
     average = AveragedStudent(student, train.ema) if train.ema is not None else None
     if train.compile:
-        compile_student(student, device)
+        compile_student(student, device, graphs=train.compile == "cuda_graphs")
     optimizer = build_optimizer(train.optimizer, distiller.parameters())
     return Session(
         experiment=experiment,

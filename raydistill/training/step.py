@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raydistill.methods.base import Loss, Step
 from raydistill.methods.collectives import rows_held
 from raydistill.methods.state import averages_resting
+from raydistill.training.compiling import new_micro_batch
 from raydistill.training.micro_batches import MicroBatch, added, micro_batches, weighted, without_graph
 from raydistill.training.session import Session
 
@@ -61,6 +62,8 @@ def autocast(session: Session, *, scaled: bool = True) -> contextlib.AbstractCon
 
 def _backward(session: Session, micro_batch: MicroBatch) -> Loss:
     """Add the gradient of this worker's part of a micro-batch."""
+    if session.experiment.train.compile == "cuda_graphs":
+        new_micro_batch()
     with autocast(session):
         loss: Loss = session.model(micro_batch.step)
     loss = weighted(loss, micro_batch.weight)

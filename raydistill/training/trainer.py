@@ -258,19 +258,22 @@ def _resources(experiment: Experiment, *, reads_ahead: bool) -> tuple[dict[str, 
     import ray
 
     scale, available = experiment.scale, ray.cluster_resources()
-    use_gpu = scale.use_gpu if scale.use_gpu != "auto" else available.get("GPU", 0) >= scale.workers
+    use_gpu = scale.use_gpu if scale.use_gpu != "auto" else available.get("GPU", 0) >= scale.least_workers
     shared = int(available["CPU"]) - spare_cpus(reads_ahead, available["CPU"])
     cpus = scale.cpus_per_worker or max(1, shared // scale.workers)
-    if cpus * scale.workers > available["CPU"]:
+    if cpus * scale.least_workers > available["CPU"]:
         raise RunError(
-            f"scale: {scale.workers} workers with {cpus} CPUs each were asked for, but Ray has {available['CPU']:.0f}"
+            f"scale: {scale.least_workers} workers with {cpus} CPUs each were asked for, but Ray has "
+            f"{available['CPU']:.0f}"
         )
+    elastic = scale.least_workers < scale.workers
     resources = {
-        "num_workers": scale.workers,
+        "num_workers": (scale.least_workers, scale.workers) if elastic else scale.workers,
         "use_gpu": use_gpu,
         "resources_per_worker": {"CPU": cpus, "GPU": int(use_gpu)},
     }
-    return resources, max(1, (int(available["CPU"]) - cpus * scale.workers) // scale.workers)
+    spare = int(available["CPU"]) - cpus * scale.workers
+    return resources, max(1, spare // scale.workers)
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -356,7 +359,7 @@ def _choose_and_continue(session: Session, shelf: Shelf, folder: RunFolder) -> s
     taken = shelf.take(session.device, folder.note)
     if taken is not None:
         restore(session, taken[1], shelf.folder / taken[0])
-    attempts = folder.begin_attempt(session.steps_done)
+    attempts = folder.begin_attempt(session.steps_done, session.world_size)
     place = f"step {session.steps_done % session.steps_per_epoch} of epoch {session.epoch + 1}"
     if len(attempts) > FRUITLESS_ATTEMPTS and len(set(attempts[-FRUITLESS_ATTEMPTS - 1 :])) == 1:
         raise RunError(
@@ -364,7 +367,10 @@ def _choose_and_continue(session: Session, shelf: Shelf, folder: RunFolder) -> s
             "checkpoint. See Ray's logs for the reason; or keep checkpoints more often: train.checkpoint.steps"
         )
     if len(attempts) > 1:
-        folder.note(f"a worker died; attempt {len(attempts)} goes on from {place}")
+        workers = f"{session.world_size} worker" + ("s" if session.world_size > 1 else "")
+        folder.note(
+            f"workers were lost, or their number changed; attempt {len(attempts)}, with {workers}, goes on from {place}"
+        )
     return "" if taken is None else taken[0]
 
 

@@ -57,12 +57,13 @@ for cpus in (0, 1, 1):
     add(cpus)
 print("RAY", cluster.address, flush=True)
 for line in sys.stdin:
-    raylet = int(line)
-    for pid in [raylet, *children(raylet)]:
-        os.kill(pid, signal.SIGKILL)
-    cluster.remove_node(nodes.pop(raylet), allow_graceful=False)
-    add(1)
-    print("AGAIN", flush=True)
+    if raylet := int(line):
+        for pid in [raylet, *children(raylet)]:
+            os.kill(pid, signal.SIGKILL)
+        cluster.remove_node(nodes.pop(raylet), allow_graceful=False)
+    else:
+        add(1)
+    print("DONE", flush=True)
 cluster.shutdown()
 """
 
@@ -75,10 +76,17 @@ class Nodes:
     environment: dict[str, str]
 
     def kill(self, worker: int) -> None:
-        """End the node that a process works on, with all that runs there; another one takes its place."""
+        """End the node that a process works on, with all that runs there."""
+        self._ask(parent(worker))
+
+    def add(self) -> None:
+        """Start a node."""
+        self._ask(0)
+
+    def _ask(self, raylet: int) -> None:
         assert self.process.stdin and self.process.stdout
-        print(parent(worker), file=self.process.stdin, flush=True)
-        assert next((line for line in self.process.stdout if line.startswith("AGAIN")), None)
+        print(raylet, file=self.process.stdin, flush=True)
+        assert next((line for line in self.process.stdout if line.startswith("DONE")), None)
 
 
 def parent(pid: int) -> int:
@@ -226,6 +234,7 @@ def test_twenty_kills_change_no_student(
                 run.process.communicate()
             elif victim == "node":
                 nodes.kill(worker)
+                nodes.add()
             else:
                 os.kill(worker, signal.SIGKILL)
             deaths[victim] += 1
@@ -239,6 +248,27 @@ def test_twenty_kills_change_no_student(
         assert without_times(run.folder) == without_times(whole.folder)
         assert run.folder.succeeded
     assert deaths == {"worker": 10, "driver": 5, "node": 5}
+
+
+def test_a_run_goes_on_with_fewer_workers_and_with_more(
+    nodes: Nodes, experiments: Callable[[str, str], Experiment]
+) -> None:
+    scale = {"scale.workers": 2, "scale.min_workers": 1, "train.epochs": 100_000, "train.checkpoint.epochs": 100}
+    run = Run(experiments("kd", "elastic").override(scale), nodes.environment)
+    run.start()
+    worker = run.until_works(after=10, not_by=None)
+    nodes.kill(worker)
+    other = run.until_works(after=run.step, not_by=worker)
+    nodes.add()
+    run.until_works(after=run.step, not_by=other)
+    os.killpg(run.process.pid, signal.SIGINT)
+    _, complained = run.process.communicate(timeout=60)
+    assert run.process.returncode == 130, complained
+    path = run.folder.path / "logs" / "attempts.jsonl"
+    attempts = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [attempt["workers"] for attempt in attempts] == [2, 1, 2]
+    assert 0 == attempts[0]["step"] < attempts[1]["step"] < attempts[2]["step"]
+    assert "attempt 2, with 1 worker, goes on from step" in complained
 
 
 def test_ctrl_c_ends_cleanly_and_the_run_goes_on(tmp_path: Path, experiments: Callable[[str, str], Experiment]) -> None:

@@ -72,6 +72,11 @@ def test_without_a_compiler_it_is_said_at_once(tmp_path: Path, monkeypatch: pyte
         session_of(digits(tmp_path, train=SHORT | {"compile": True}))
 
 
+def test_graphs_need_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.compile = cuda_graphs: needs a CUDA device"):
+        session_of(digits(tmp_path, train=SHORT | {"compile": "cuda_graphs"}))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_student_learns_the_same(tmp_path: Path) -> None:
