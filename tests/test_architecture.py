@@ -34,6 +34,7 @@ RAY_MAY_BE_IMPORTED_BY = {
     "teachers/cache/build.py",
     "teachers/cache/counting.py",
     "teachers/cache/planning.py",
+    "training/backend.py",
     "training/streaming.py",
     "training/trainer.py",
     "tuning/space.py",

@@ -33,4 +33,4 @@ def compile_student(student: nn.Module, device: torch.device, *, graphs: bool) -
 
 def new_micro_batch() -> None:
     """Say that nothing needs the outputs of the recorded passes so far any more."""
-    torch.compiler.cudagraph_mark_step_begin()
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

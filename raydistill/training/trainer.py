@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from raydistill.cluster import ensure_ray, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
@@ -207,9 +207,12 @@ def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any],
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from raydistill.training.backend import GroupConfig
+
     trainer = TorchTrainer(
         _worker,
         train_loop_config=job,
+        torch_config=cast(Any, GroupConfig()),
         scaling_config=ScalingConfig(**resources),
         run_config=RunConfig(
             storage_path=str((folder.path / "logs").resolve()),
