@@ -84,13 +84,16 @@ class ParquetRows:
 
         Raises:
             OSError: a file is not there.
-            DataError: a Parquet file is damaged, or the column holds something else.
+            DataError: a Parquet file is damaged or other than it was, or the column holds something else.
         """
         row = int(self.rows[position])
         group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         file, number = self.groups[group]
         values = _recent.column(self.files[file], number, self.column)
-        value: Any = values[row - int(self.first_rows[group])].as_py()
+        place = row - int(self.first_rows[group])
+        if place >= len(values):
+            raise _changed(self.files[file])
+        value: Any = values[place].as_py()
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if value is None or isinstance(value, bytes):
@@ -151,9 +154,15 @@ def not_whole(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: not a whole Parquet file ({error})")
 
 
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path}: changed since its rows were counted; run again to use it as it is now")
+
+
 def _read_group(path: Path, group: int, name: str) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(path) as file:
+            if group >= file.num_row_groups or name not in file.schema_arrow.names:
+                raise _changed(path)
             return file.read_row_group(group, columns=[name]).column(name)
     except FileNotFoundError:
         raise
