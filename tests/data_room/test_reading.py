@@ -109,6 +109,13 @@ def test_parquet(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     # One row group at a time, so that others are read again and again.
     monkeypatch.setattr(parquet_rows, "_recent", parquet_rows._Recent(1))
     assert_same(resident, stream)
+    # Files of which a process keeps but a few groups, here one too.
+    monkeypatch.setattr(parquet_rows, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(parquet_rows, "_passing", parquet_rows._Recent(1))
+    large = load_train(config_of(tmp_path, "parquet", subset=20, reading="stream"))
+    assert isinstance(large, EncodedImages) and isinstance(large.encoded, parquet_rows.ParquetRows)
+    assert not large.encoded.small
+    assert_same(resident, large)
     assert isinstance(load_test(config_of(tmp_path, "parquet", reading="stream")), EncodedImages)
 
 
