@@ -279,10 +279,13 @@ def _worker(job: dict[str, Any]) -> None:
     folder = RunFolder(Path(job["folder"]))
     try:
         _train_in_worker(job, folder)
-    except (RaydistillError, OSError) as error:
+    except RaydistillError as error:  # also of one rank alone, such as an image that it was to read
+        folder.write_failure(type(error).__name__, str(error))
+        if context.get_world_size() > 1:  # the other ranks would wait for this one for ever
+            raise
+    except OSError as error:
         if context.get_world_rank() == 0:
-            kind = type(error).__name__ if isinstance(error, RaydistillError) else "RunError"
-            folder.write_failure(kind, str(error))
+            folder.write_failure("RunError", str(error))
         if context.get_world_size() > 1:  # the other ranks would wait for this one for ever
             raise
 
