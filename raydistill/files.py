@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from raydistill.errors import RunError
 
@@ -18,11 +21,22 @@ def write_atomically(path: Path, data: str | bytes | memoryview) -> None:
     Raises:
         RunError: with the path and the system's reason; nothing is left behind.
     """
+    with writing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be written piece by piece; it gets its name at the end, as ``write_atomically`` says.
+
+    Raises:
+        RunError: for an ``OSError`` of the file or of the context.
+    """
     temporary = path.with_name(temporary_name(path.name))
     try:
         try:
             with temporary.open("wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

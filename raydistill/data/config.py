@@ -18,6 +18,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "image_column": ("parquet",),
     "label_column": ("parquet",),
     "id_column": ("parquet",),
+    "spool": ("parquet",),
     "download": tuple(name for name, known in DATA_SETS.items() if known.can_download),
     "synthetic_size": ("synthetic",),
     "synthetic_classes": ("synthetic",),
@@ -230,6 +231,12 @@ class DataConfig(_Section):
         default="auto",
         description="pixels of encoded images in memory, or decoded when they are asked for; auto keeps in memory what "
         "takes no more than a quarter of it",
+    )
+    spool: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder for a copy of the images in Parquet files that are decoded when they are asked for: any of "
+        "them is then one read, not that of its whole row group; it takes their space once more",
     )
     on_error: Literal["stop", "skip"] = Field(
         default="stop", description="what to do with an image that can't be decoded"

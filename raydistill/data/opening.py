@@ -24,6 +24,7 @@ from raydistill.data.decoding import Pixels, attempt, reason_of, threads
 from raydistill.data.encoded import DIGEST_BYTES, Encoded, EncodedImages, digest_of
 from raydistill.data.image_set import DecodedImages, ImageSet, Skipped, describe
 from raydistill.data.machine import fits
+from raydistill.data.spool import spooled
 from raydistill.errors import DataError, RunError
 from raydistill.files import make_folders, write_atomically
 from raydistill.lazy import Tensor, torch
@@ -62,8 +63,11 @@ def open_images(
     Raises:
         DataError: an image is damaged (or too many are, with ``on_error: skip``), sizes differ without an
             ``image_size``, or labels and ids are wrong.
+        RunError: the copy that ``data.spool`` asks for can't be written.
     """
     kept = None if _streams(config, encoded) else _Kept(len(encoded))
+    if kept is None and config.spool is not None:
+        encoded = spooled(encoded, Path(config.spool))
     checked = (kept is None and _remembered(config, encoded)) or _check(config, encoded, kept)
     damaged = checked.damaged
     _check_damage(config, encoded, damaged)

@@ -19,6 +19,7 @@ from raydistill.errors import DataError, did_you_mean
 from raydistill.lazy import Tensor
 
 _KEPT_BYTES = 256 * 2**20
+_PASSING_BYTES = 64 * 2**20
 _Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -33,6 +34,8 @@ class ParquetRows:
         first_rows: int64 [G], the row that each row group begins with, through all files.
         groups: (index of the file, number in it) of each row group.
         embedded: whether every row is known to hold its bytes and not the path of a file.
+        small: whether a process can keep all row groups that it has read. Of larger files it keeps the few that it is
+            reading, since a random order comes back to none before all others had their turn.
     """
 
     files: tuple[Path, ...]
@@ -41,6 +44,7 @@ class ParquetRows:
     first_rows: _Numbers
     groups: tuple[tuple[int, int], ...]
     embedded: bool
+    small: bool
 
     @classmethod
     def of(cls, files: Sequence[Path], column: str) -> ParquetRows:
@@ -51,12 +55,14 @@ class ParquetRows:
         """
         counts: list[int] = []
         groups: list[tuple[int, int]] = []
-        embedded = True
+        embedded, size = True, 0
         for index, path in enumerate(files):
             try:
                 with pq.ParquetFile(path) as file:
                     check_column(path, file, column)
-                    counts += [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+                    found = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+                    counts += [group.num_rows for group in found]
+                    size += sum(group.total_byte_size for group in found)
                     groups += [(index, number) for number in range(file.num_row_groups)]
                     embedded = embedded and _embedded(file, column)
             except (OSError, pa.ArrowException) as error:
@@ -69,6 +75,7 @@ class ParquetRows:
             starts[:-1],
             tuple(groups),
             embedded,
+            size <= _KEPT_BYTES,
         )
 
     def __len__(self) -> int:
@@ -84,13 +91,17 @@ class ParquetRows:
 
         Raises:
             OSError: a file is not there.
-            DataError: a Parquet file is damaged, or the column holds something else.
+            DataError: a Parquet file is damaged or other than it was, or the column holds something else.
         """
         row = int(self.rows[position])
         group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         file, number = self.groups[group]
-        values = _recent.column(self.files[file], number, self.column)
-        value: Any = values[row - int(self.first_rows[group])].as_py()
+        recent = _recent if self.small else _passing
+        values = recent.column(self.files[file], number, self.column)
+        place = row - int(self.first_rows[group])
+        if place >= len(values):
+            raise _changed(self.files[file])
+        value: Any = values[place].as_py()
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if value is None or isinstance(value, bytes):
@@ -136,6 +147,7 @@ class _Recent:
 
 
 _recent = _Recent(_KEPT_BYTES)
+_passing = _Recent(_PASSING_BYTES)
 
 
 def check_column(path: Path, file: pq.ParquetFile, column: str) -> None:
@@ -151,9 +163,15 @@ def not_whole(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: not a whole Parquet file ({error})")
 
 
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path}: changed since its rows were counted; run again to use it as it is now")
+
+
 def _read_group(path: Path, group: int, name: str) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(path) as file:
+            if group >= file.num_row_groups or name not in file.schema_arrow.names:
+                raise _changed(path)
             return file.read_row_group(group, columns=[name]).column(name)
     except FileNotFoundError:
         raise

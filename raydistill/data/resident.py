@@ -57,7 +57,11 @@ class ResidentSet:
         return self.source.pixels(positions.cpu()).to(self.device)
 
     def order(self, epoch: int, seed: int) -> Tensor:
-        """Positions in an epoch's order: int64 [N] on the CPU, a function of ``seed`` and ``epoch`` only."""
+        """Positions in an epoch's order: int64 [N] on the CPU, a function of ``seed`` and ``epoch`` only.
+
+        It is a random permutation of the whole set, whatever files the images lie in and however they are read: there
+        is no shuffling within windows or shards.
+        """
         generator = torch.Generator().manual_seed(int(hash_bits(seed, name_key("order"), epoch)))
         return torch.randperm(len(self), generator=generator)
 

@@ -9,9 +9,9 @@ pure function of positions and epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch import Tensor
 from raydistill.methods.base import Needs, Outputs
 from raydistill.teachers.source import CachedTeacher
 from raydistill.training.requests import Plan, Request, moved
+
+if TYPE_CHECKING:
+    from raydistill.training.streaming import EpochReader
 
 Columns = dict[str, Tensor]
 STUDENT, TEACHER = "student", "teacher"
@@ -114,6 +117,7 @@ class Feeder:
         self.device = device
         self._near, self._far, self._readers = near, far, readers
         self.plan = plan.to(self.place)
+        self._reader: EpochReader | None = None
 
     @property
     def sources(self) -> str:
@@ -127,16 +131,31 @@ class Feeder:
         request = self.plan.request(positions.to(self.place), epoch, needs)
         return self._batch(request, self._far.bring(request))
 
-    def feed(self, steps: Sequence[Tensor], epoch: int, needs: Needs) -> Iterator[Batch]:
-        """Yield the batches of some steps of an epoch; each is int64 [B] positions at ``place``."""
+    def feed(
+        self,
+        steps: Sequence[Tensor],
+        epoch: int,
+        needs: Needs,
+        following: Callable[[], Sequence[Tensor]] | None = None,
+    ) -> Iterator[Batch]:
+        """Yield the batches of some steps of an epoch.
+
+        Args:
+            steps: int64 [B] positions of each at ``place``.
+            epoch: counted from 0.
+            needs: which outputs of which views.
+            following: gives the steps of the next epoch, which has the same needs, where one is sure to come; what lies
+                far is then read ahead beyond the end of this one.
+        """
         if not self._far:
             for positions in steps:
                 yield self.bring(positions, epoch, needs)
             return
-        from raydistill.training.streaming import Reading, stream
+        if self._reader is None:
+            from raydistill.training.streaming import EpochReader
 
-        reading = Reading(self._far, self.plan, epoch, needs)
-        for positions, columns in zip(steps, stream(reading, steps, self._readers), strict=True):
+            self._reader = EpochReader(self._far, self.plan, self._readers)
+        for positions, columns in zip(steps, self._reader.read(steps, epoch, needs, following), strict=True):
             yield self._batch(self.plan.request(positions, epoch, needs), columns)
 
     def _batch(self, request: Request, brought: Columns) -> Batch:

@@ -145,10 +145,16 @@ class Session:
         return ids
 
     def steps(self, epoch: int, needs: Needs | None = None, *, start: int = 0) -> Iterator[Step]:
-        """The steps of an epoch from ``start`` on, each as ``draw`` returns it; what lies far is read ahead."""
+        """The steps of an epoch from ``start`` on, each as ``draw`` returns it; what lies far is read ahead.
+
+        ``needs`` are the objective's where not given; reading then goes on into the next epoch of the run.
+        """
+        continues = needs is None and epoch + 1 < self.experiment.train.epochs
+        following = (lambda: list(self.batches(epoch + 1))) if continues else None
         needs = needs or self.distiller.objective.needs
         batching = self.batching
-        for number, batch in enumerate(self.feeder.feed(list(self.batches(epoch, start)), epoch, needs), start):
+        batches = self.feeder.feed(list(self.batches(epoch, start)), epoch, needs, following)
+        for number, batch in enumerate(batches, start):
             yield replace(self._step(batch, epoch), shares=batching.shares(number))
 
     @property

@@ -5,7 +5,9 @@ they arrive. The order is a whole random permutation, as exact as with everythin
 reads: where the operating system's page cache does not hold a shard, each row costs a page of 4 KiB, four times what
 512 numbers in float16 take. A task gathers its rows shard by shard and file by file, so the more steps it covers, the
 more of them share a page. Of compressed shards, whole columns must be unpacked: leave them uncompressed to stream them.
-An epoch begins with a wait for its first task, and what is read ahead is a few blocks, whatever the cache's size.
+Images in Parquet files come by whole row groups, unless ``data.spool`` names a place for a copy without such.
+What is read ahead is a few blocks, whatever the cache's size. The first epoch begins with a wait for its first task;
+the next ones are begun while the one before still has blocks to show, so reading goes on through validation.
 
 Tasks ask Ray for no CPU: a worker, another rank or a trial that holds all of them could otherwise wait for its own
 reader for ever. What they take is bounded by their number, for which ``trainer`` leaves room.
@@ -15,8 +17,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,7 @@ MOST_STEPS = 64
 BLOCK_BYTES = 1 << 25
 """A task takes fewer steps where they would be more than this; what is read ahead is some such blocks."""
 
+Following = Callable[[], Sequence[Tensor]]
 _FAILURE = "failure"
 _BLOCKS_AHEAD = 2
 _LEAST_BUDGET = 1 << 27
@@ -60,7 +64,88 @@ class Reading:
         return self.plan.request(positions, self.epoch, self.needs)
 
 
-def stream(reading: Reading, steps: Sequence[Tensor], readers: int) -> Iterator[Columns]:
+class EpochReader:
+    """Reads one epoch after the other, and the first blocks of the next one before the last of the present is used."""
+
+    def __init__(self, supply: Supply, plan: Plan, readers: int) -> None:
+        """Read from ``supply`` what ``plan`` asks for, with ``readers`` tasks at a time, for a while twice as many."""
+        self._supply, self._plan, self._readers = supply, plan, readers
+        self._begun: _Begun | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-epoch")
+
+    def read(
+        self, steps: Sequence[Tensor], epoch: int, needs: Needs, following: Following | None = None
+    ) -> Iterator[Columns]:
+        """Yield the columns of each step of an epoch.
+
+        Args:
+            steps: int64 [B] positions of each; none has more than the first.
+            epoch: counted from 0.
+            needs: which outputs of which views.
+            following: gives the steps of the next epoch, which has the same needs, where there is one.
+
+        Raises:
+            InputError, RunError: as ``stream``.
+        """
+        reading = Reading(self._supply, self._plan, epoch, needs)
+        columns = self._take(reading, steps)
+        begin_at = len(steps) - 1 - _BLOCKS_AHEAD * steps_together(reading, steps, self._readers)
+        for number, found in enumerate(columns):
+            if following is not None and number == max(0, begin_at):
+                self._begin(replace(reading, epoch=epoch + 1), following())
+            yield found
+
+    def _begin(self, reading: Reading, steps: Sequence[Tensor]) -> None:
+        columns = stream(reading, steps, self._readers)
+        self._begun = _Begun(reading, steps, columns, self._thread.submit(next, columns, None))
+
+    def _take(self, reading: Reading, steps: Sequence[Tensor]) -> Iterator[Columns]:
+        """Return what was begun, if that is what is asked for, else begin now."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return stream(reading, steps, self._readers)
+        if begun.serves(reading, steps):
+            return begun.all()
+        begun.end()
+        return stream(reading, steps, self._readers)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An epoch whose first step's columns another thread waits for."""
+
+    reading: Reading
+    steps: Sequence[Tensor]
+    columns: Generator[Columns]
+    first: Future[Columns | None]
+
+    def serves(self, reading: Reading, steps: Sequence[Tensor]) -> bool:
+        """Whether it is what is asked for."""
+        mine, asked = self.reading, reading
+        same = (mine.epoch, mine.needs, len(self.steps)) == (asked.epoch, asked.needs, len(steps))
+        return same and all(map(torch.equal, self.steps, steps))
+
+    def all(self) -> Iterator[Columns]:
+        """Yield the columns of each step."""
+        first = self.first.result()
+        if first is not None:
+            yield first
+            yield from self.columns
+
+    def end(self) -> None:
+        """Read no more."""
+        self.first.add_done_callback(lambda first: self.columns.close())
+
+
+def steps_together(reading: Reading, steps: Sequence[Tensor], readers: int) -> int:
+    """Return how many steps a task reads."""
+    if not steps:
+        return 1
+    fitting = BLOCK_BYTES // max(1, reading.bytes_of(steps[0]))
+    return max(1, min(MOST_STEPS, math.ceil(len(steps) / (readers + 1)), fitting))
+
+
+def stream(reading: Reading, steps: Sequence[Tensor], readers: int) -> Generator[Columns]:
     """Yield the columns of each step, read ahead by ``readers`` tasks at a time.
 
     Args:
@@ -74,11 +159,10 @@ def stream(reading: Reading, steps: Sequence[Tensor], readers: int) -> Iterator[
     """
     if not steps:
         return
-    step_bytes = reading.bytes_of(steps[0])
-    together = max(1, min(MOST_STEPS, math.ceil(len(steps) / (readers + 1)), BLOCK_BYTES // max(1, step_bytes)))
+    together = steps_together(reading, steps, readers)
     groups = [list(steps[first : first + together]) for first in range(0, len(steps), together)]
     parts = [torch.cat(group) for group in groups]
-    for group, block in zip(groups, _blocks(reading, parts, readers, together * step_bytes), strict=True):
+    for group, block in zip(groups, _blocks(reading, parts, readers, reading.bytes_of(parts[0])), strict=True):
         if _FAILURE in block:
             failure = json.loads(str(block[_FAILURE][0]))
             raise named_error(failure["kind"], failure["message"])

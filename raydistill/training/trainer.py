@@ -291,13 +291,16 @@ def _worker(job: dict[str, Any]) -> None:
         if context.get_world_rank() == 0:
             folder.write_failure("RunError", str(error))
             folder.write_diverged(error.found)
-    except (RaydistillError, OSError, MemoryError, RuntimeError) as error:
+    except RaydistillError as error:  # also of one rank alone, such as an image that it was to read
+        folder.write_failure(type(error).__name__, str(error))
+        if context.get_world_size() > 1:  # the other ranks would wait for this one for ever
+            raise
+    except (OSError, MemoryError, RuntimeError) as error:
         advice = memory_advice(error)
-        if advice is None and not isinstance(error, RaydistillError | OSError):
+        if advice is None and not isinstance(error, OSError):
             raise
         if context.get_world_rank() == 0 or advice is not None:
-            kind = type(error).__name__ if isinstance(error, RaydistillError) else "RunError"
-            folder.write_failure(kind, advice or str(error))
+            folder.write_failure("RunError", advice or str(error))
         if context.get_world_size() > 1:  # the other ranks would wait for this one for ever
             raise
 

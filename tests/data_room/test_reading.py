@@ -109,6 +109,13 @@ def test_parquet(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     # One row group at a time, so that others are read again and again.
     monkeypatch.setattr(parquet_rows, "_recent", parquet_rows._Recent(1))
     assert_same(resident, stream)
+    # Files of which a process keeps but a few groups, here one too.
+    monkeypatch.setattr(parquet_rows, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(parquet_rows, "_passing", parquet_rows._Recent(1))
+    large = load_train(config_of(tmp_path, "parquet", subset=20, reading="stream"))
+    assert isinstance(large, EncodedImages) and isinstance(large.encoded, parquet_rows.ParquetRows)
+    assert not large.encoded.small
+    assert_same(resident, large)
     assert isinstance(load_test(config_of(tmp_path, "parquet", reading="stream")), EncodedImages)
 
 
@@ -210,6 +217,25 @@ def test_a_file_changed_or_lost_after_opening_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cat/02\.jpg: .*No such file"):
         stream.pixels(torch.arange(4))
     assert stream.pixels(torch.tensor([0, 2])).shape == (2, 3, 16, 16)
+
+
+def test_a_parquet_file_changed_or_lost_after_opening_is_named(tmp_path: Path) -> None:
+    def write(numbers: range, column: str = "image") -> None:
+        table = pa.table({column: [jpeg(number) for number in numbers]})
+        pq.write_table(table, tmp_path / "train-0.parquet", row_group_size=5)
+
+    write(range(12))
+    stream, all_of_them = load_train(config_of(tmp_path, "parquet", reading="stream")), torch.arange(12)
+    for numbers, column in ((range(11), "image"), (range(5), "image"), (range(12), "picture")):
+        write(numbers, column)
+        with pytest.raises(DataError, match=r"train-0\.parquet: changed since its rows were counted; run again"):
+            stream.pixels(all_of_them)
+    write(range(1, 13))
+    with pytest.raises(DataError, match="image row 0: changed since the images were checked"):
+        stream.pixels(all_of_them)
+    (tmp_path / "train-0.parquet").unlink()
+    with pytest.raises(DataError, match=r"image row 0: .*No such file.*train-0\.parquet"):
+        stream.pixels(all_of_them)
 
 
 def test_sizes_must_agree_without_an_image_size(tmp_path: Path) -> None:

@@ -1,0 +1,341 @@
+"""Training that reads its images and the teacher's rows from the disk: is memory flat, and does a step wait for data?
+
+    python experiments/benchmarks/streaming.py [--images 200000] [--part memory|speed] [--folder FOLDER] [--json]
+
+It makes a Parquet set of JPEG images of 64 pixels, no two alike, out of pairs of Fashion-MNIST, and a teacher's cache.
+
+memory: `raydistill train` with a tiny student, which asks for images as fast as they come, for two epochs of all of
+them. Every process of the run is looked at four times a second. The numbers are proportional set size (PSS: what a
+process has for itself, and its part of what it shares with others, such as Ray's object store) summed over the
+processes of a kind, the largest in each quarter of the steps. What a shard or a library maps of a file counts too.
+
+speed: `raydistill train` of a resnet8 on a subset, from memory and from the disk, with as many threads for the student;
+and, in a process with the same sessions and steps, how long a step waits for its data. The tiny student shows what the
+one reading task delivers at most, with row groups of a thousand images, and from a copy that holds images one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from memory import below, kind_of, memory_of
+from PIL import Image
+from torch import nn
+
+FASHION = os.environ.get("RAYDISTILL_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
+SIDE, CLASSES, WIDTH = 64, 10, 512
+FILE_IMAGES, GROUP_IMAGES = 10_000, 1000
+SUBSET, EPOCHS, SPEED_EPOCHS = 4000, 2, 3
+GROWTH_MIB = 128  # after the first quarter, over all processes: what allocators may keep
+WAIT_SHARE, RATIO = 0.05, 0.95
+SECONDS_BETWEEN_LOOKS = 0.25
+TINY = "streaming:student"
+WAITS = (("resnet8", "resnet8", False), ("tiny", TINY, False), ("tiny, data.spool", TINY, True))
+COMMAND = [sys.executable, "-m", "raydistill.cli"]
+
+
+def teacher(num_classes: int, in_channels: int) -> nn.Module:
+    """Coarse pixels through a layer of 512 units, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Linear(in_channels * 64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, num_classes)]
+    network = nn.Sequential(nn.AvgPool2d(SIDE // 8), nn.Flatten(), *layers)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+    return network
+
+
+def student(num_classes: int, in_channels: int) -> nn.Module:
+    """One convolution of patches: next to nothing to compute."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 32, 8, stride=8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, num_classes),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--folder", type=Path, help="where all of it is made; kept, and used again by the next call")
+    parser.add_argument("--part", choices=["memory", "speed"], help="only one of the two")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--waits", metavar="MODEL", help=argparse.SUPPRESS)
+    parser.add_argument("--spool", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.waits:
+        print(json.dumps(waits(given.folder, given.waits, spool=given.spool)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (given.folder or Path(temporary)).absolute()
+        made = prepare(folder, given.images)
+        found: dict[str, Any] = {"data": made}
+        if given.part != "speed":
+            found["memory"] = measure_memory(folder)
+        if given.part != "memory":
+            found["speed"] = measure_speed(folder)
+    if given.json:
+        print(json.dumps(found))
+        return
+    show(found)
+
+
+def prepare(folder: Path, images: int) -> dict[str, float]:
+    """Make the images and the cache, where they are not there yet; return their sizes and the seconds they took."""
+    taken = {}
+    started = time.monotonic()
+    if not list(folder.glob("data/*.parquet")):
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor() as pool:
+            firsts = range(0, images, FILE_IMAGES)
+            list(pool.map(make_file, [(folder / "data", first, min(FILE_IMAGES, images - first)) for first in firsts]))
+    taken["make_seconds"] = time.monotonic() - started
+    (folder / "experiment.yaml").write_text(json.dumps(experiment(folder)))
+    started = time.monotonic()
+    run(folder, "cache", "build", "experiment.yaml")
+    taken["cache_seconds"] = time.monotonic() - started
+    paths = list((folder / "data").iterdir())
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    encoded = sum(path.stat().st_size for path in paths)
+    stored = sum(path.stat().st_size for path in (folder / "cache").rglob("*.parquet"))
+    sizes = {"encoded_mib": encoded / 2**20, "decoded_mib": rows * 3 * SIDE * SIDE / 2**20, "cache_mib": stored / 2**20}
+    return {"images": rows, "files": len(paths), **sizes, **taken}
+
+
+def make_file(part: tuple[Path, int, int]) -> None:
+    """Write one file of images."""
+    folder, first, count = part
+    with gzip.open(Path(FASHION, "train-images-idx3-ubyte.gz")) as file:
+        small = np.frombuffer(file.read(16 + 500 * 784), np.uint8, offset=16).reshape(-1, 28, 28)
+    with gzip.open(Path(FASHION, "train-labels-idx1-ubyte.gz")) as file:
+        labels = np.frombuffer(file.read(8 + 500), np.uint8, offset=8)
+    large = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for image in small]
+    generator = np.random.default_rng(first)
+    rows: dict[str, list[Any]] = {"image": [], "label": [], "id": list(range(first, first + count))}
+    for front, back in generator.integers(0, len(large), (count, 2)):
+        buffer = io.BytesIO()
+        Image.fromarray(composed(large[front], large[back], generator)).save(buffer, "JPEG", quality=95)
+        rows["image"].append(buffer.getvalue())
+        rows["label"].append(int(labels[front]))
+    path = folder / f"train-{first // FILE_IMAGES:03d}.parquet"
+    pq.write_table(pa.table(rows), path, row_group_size=GROUP_IMAGES)
+
+
+def composed(front: Any, back: Any, generator: np.random.Generator) -> Any:
+    """Two tinted images, one shifted behind the other, under noise: uint8 [64, 64, 3]."""
+    tints = generator.integers(96, 256, (2, 3)) / (255, 510)[0]
+    behind = np.roll(back, tuple(generator.integers(-24, 24, 2)), (0, 1))
+    image = np.maximum(front[..., None] * tints[0], behind[..., None] * tints[1] / 2).astype(np.uint8)
+    return image ^ generator.integers(0, 8, (SIDE, SIDE, 1), dtype=np.uint8)
+
+
+def experiment(folder: Path) -> dict[str, Any]:
+    return {
+        "name": "stream",
+        "output": str(folder / "runs"),
+        "data": {
+            "name": "parquet",
+            "root": str(folder / "data"),
+            "id_column": "id",
+            "image_size": SIDE,
+            "validation": 0.02,
+            "reading": "stream",
+            "augment": {"crop": 4, "flip": 0.5},
+        },
+        "teacher": {"model": "streaming:teacher", "batch_size": 512},
+        "student": {"model": TINY},
+        "methods": {"ce": {}, "kd": {}, "pkt": {}},
+        "train": {"epochs": EPOCHS, "batch_size": 128, "optimizer": {"lr": 0.01}},
+        "cache": {"root": str(folder / "cache"), "read": "stream"},
+        "scale": {"cpus_per_worker": 1},
+    }
+
+
+def of_subset(model: str) -> list[str]:
+    return [f"data.subset={SUBSET}", f"student.model={model}", f"train.epochs={SPEED_EPOCHS}"]
+
+
+def run(folder: Path, *arguments: str) -> None:
+    """Run a command of raydistill to its end."""
+    subprocess.run([*COMMAND, *arguments], cwd=folder, env=environment(folder), check=True, stdout=subprocess.DEVNULL)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Let every process find the networks in this file, and remember checked images in the folder."""
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(folder / "remembered")}
+
+
+def measure_memory(folder: Path) -> dict[str, Any]:
+    """Train on all images; return the peaks of each kind of process, in MiB for each quarter of the run."""
+    command = [*COMMAND, "train", "experiment.yaml", "name=memory"]
+    shutil.rmtree(folder / "runs" / "memory", ignore_errors=True)  # of an earlier call
+    started = time.monotonic()
+    process = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL)
+    peaks = watch(process, folder / "runs" / "memory")
+    if process.returncode:
+        sys.exit(process.returncode)
+    growth = max(peaks["all"][1:]) - peaks["all"][0]
+    rates = [record["images_per_s"] for record in history(folder, "memory")]
+    return {"seconds": time.monotonic() - started, "images_per_s": rates, "peaks": peaks, "growth": growth}
+
+
+def watch(process: subprocess.Popen[bytes], run_folder: Path) -> dict[str, list[float]]:
+    """Look at a process and all below it until it ends: kind -> MiB in each quarter."""
+    peaks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+    known: dict[int, str] = {}
+    while process.poll() is None:
+        quarter = min(3, int(4 * done(run_folder)))
+        now: dict[str, float] = defaultdict(float)
+        for pid in (process.pid, *below(process.pid)):
+            try:
+                kind, memory = kind_of(pid), memory_of(pid)
+            except (OSError, KeyError):  # it has ended
+                continue
+            kind = known[pid] = named("driver" if pid == process.pid else kind, known.get(pid))
+            for name in (kind, "all"):
+                now[name] += memory["Pss"]
+                now[f"{name}, its own"] += memory["Pss_Anon"]
+        for name, value in now.items():
+            peaks[name][quarter] = max(peaks[name][quarter], value)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return dict(peaks)
+
+
+def named(kind: str, before: str | None) -> str:
+    """Return what a process is called here: one that ever read or trained stays that between its tasks."""
+    if "MapBatches" in kind or "_read" in kind:
+        return "reading tasks"
+    if "TrainWorker" in kind:
+        return "worker"
+    if before is not None:
+        return before
+    return kind if kind in ("driver", "raylet") else "Ray's other processes"
+
+
+def done(run_folder: Path) -> float:
+    """Share of a run's steps that is done."""
+    try:
+        told = json.loads((run_folder / "logs" / "progress.json").read_text())
+    except (OSError, ValueError):
+        return 0.0
+    return float((told["epoch"] + told["step"] / told["steps"]) / EPOCHS)
+
+
+def history(folder: Path, name: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def measure_speed(folder: Path) -> dict[str, Any]:
+    """Images/s of a resnet8 after its first epoch, from memory and from the disk, and how long steps wait."""
+    ways = {
+        "stream": [],
+        "resident": ["data.reading=resident", "cache.read=resident"],
+        "resident, both CPUs": ["data.reading=resident", "cache.read=resident", "scale.cpus_per_worker=null"],
+    }
+    rates = {}
+    run(folder, "cache", "build", "experiment.yaml", *of_subset("resnet8"))
+    for number, (way, overrides) in enumerate(ways.items()):
+        run(folder, "train", "experiment.yaml", *of_subset("resnet8"), *overrides, f"name=speed{number}")
+        rates[way] = statistics.median(record["images_per_s"] for record in history(folder, f"speed{number}")[1:])
+    told = {}
+    for name, model, spool in WAITS:
+        command = [sys.executable, __file__, "--folder", str(folder), "--waits", model] + ["--spool"] * spool
+        output = subprocess.run(command, env=environment(folder), check=True, capture_output=True, text=True).stdout
+        told[name] = json.loads(output.splitlines()[-1])
+    return {"images_per_s": rates, "waits": told}
+
+
+def waits(folder: Path, model: str, *, spool: bool) -> list[dict[str, float]]:
+    """Train in this process; return images/s, share of the time that was waiting, and the first step's, by epoch."""
+    from raydistill.cluster import ensure_ray
+    from raydistill.config import parse_experiment
+    from raydistill.training.material import prepare
+    from raydistill.training.session import assemble
+    from raydistill.training.step import descend
+
+    chosen = parse_experiment(experiment(folder)).override(
+        {
+            "data.subset": SUBSET,
+            "data.spool": str(folder / "copies") if spool else None,
+            "student.model": model,
+            "train.epochs": SPEED_EPOCHS,
+        }
+    )
+    ensure_ray(num_cpus=2)
+    torch.set_num_threads(1)
+    session = assemble(chosen, prepare(chosen), device=torch.device("cpu"))
+    session.model.train()
+    epochs = []
+    for epoch in range(SPEED_EPOCHS):
+        waited = []
+        asked = began = time.monotonic()
+        for step in session.steps(epoch):
+            waited.append(time.monotonic() - asked)
+            descend(session, step)
+            asked = time.monotonic()
+        seconds = time.monotonic() - began
+        images = session.batching.images_per_epoch
+        epochs.append({"images_per_s": images / seconds, "waited": sum(waited) / seconds, "first_s": waited[0]})
+    return epochs
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print tables, and what was met."""
+    data = found["data"]
+    print(
+        f"{data['images']:,} JPEG images of {SIDE} pixels in {data['files']} files: {data['encoded_mib']:.0f} MiB, "
+        f"decoded {data['decoded_mib']:.0f} MiB; teacher's rows {data['cache_mib']:.0f} MiB. "
+        f"Made in {data['make_seconds']:.0f} s, cache in {data['cache_seconds']:.0f} s"
+    )
+    if "memory" in found:
+        memory = found["memory"]
+        rates = ", ".join(f"{rate:.0f}" for rate in memory["images_per_s"])
+        print(f"\ntiny student, {EPOCHS} epochs in {memory['seconds']:.0f} s; images/s of each: {rates}")
+        print(f"{'PSS in MiB, most in each quarter':<38}" + "".join(f"{number:>8}" for number in (1, 2, 3, 4)))
+        for kind, values in sorted(memory["peaks"].items(), key=lambda item: -max(item[1])):
+            print(f"{kind:<38}" + "".join(f"{value:>8.0f}" for value in values))
+        met = "met" if memory["growth"] <= GROWTH_MIB else "MISSED"
+        print(f"growth after the first quarter {memory['growth']:.0f} MiB, at most {GROWTH_MIB}: {met}")
+    if "speed" in found:
+        show_speed(found["speed"])
+
+
+def show_speed(speed: dict[str, Any]) -> None:
+    rates = speed["images_per_s"]
+    print(f"\nresnet8 on {SUBSET} images, images/s after the first epoch: ", end="")
+    print(", ".join(f"{way} {rate:.0f}" for way, rate in rates.items()))
+    ratio = rates["stream"] / rates["resident"]
+    print(f"stream / resident {ratio:.2f}, at least {RATIO}: {'met' if ratio >= RATIO else 'MISSED'}")
+    print(f"{'student':<22}{'epoch':>6}{'images/s':>10}{'waited for data':>17}{'for the first step':>20}")
+    for model, epochs in speed["waits"].items():
+        for number, row in enumerate(epochs, start=1):
+            rate, waited, first = row["images_per_s"], row["waited"], row["first_s"]
+            print(f"{model:<22}{number:>6}{rate:>10.0f}{waited:>16.1%}{first:>18.2f} s")
+    waited = max(row["waited"] for row in speed["waits"]["resnet8"][1:])
+    print(
+        f"resnet8 waits at most {WAIT_SHARE:.0%} after the first epoch: {'met' if waited <= WAIT_SHARE else 'MISSED'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
