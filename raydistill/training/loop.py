@@ -14,6 +14,8 @@ from raydistill.evaluation.features import extract
 from raydistill.evaluation.neighbours import knn_accuracy
 from raydistill.training.keeping import Keeper
 from raydistill.training.meter import Meter, Metrics, Progress
+from raydistill.training.phases import CHECKPOINT, DATA, VALIDATION
+from raydistill.training.profiling import Profiler
 from raydistill.training.session import Session
 from raydistill.training.step import descend
 
@@ -28,28 +30,33 @@ def fit(
     report: Report,
     progress: Progress = lambda values: None,
     keeper: Keeper = Keeper(),  # noqa: B008  it has no state
+    profiler: Profiler = Profiler(),  # noqa: B008  nor has it
 ) -> None:
     """Train from where the session stands to the last epoch; ``report`` is called after each with its metrics."""
     batch_size = session.experiment.train.batch_size
     for epoch in range(session.epoch, session.experiment.train.epochs):
         meter = Meter(progress, epoch, session.steps_per_epoch, batch_size, session.take_under_way())
-        metrics = train_epoch(session, epoch, meter, keeper)
+        metrics = train_epoch(session, epoch, meter, keeper, profiler)
         trained = meter.seconds
-        metrics |= validate(session)
+        with session.phases(VALIDATION):
+            metrics |= validate(session)
         metrics |= {"images_per_s": session.batching.images_per_epoch / trained, "seconds": meter.seconds}
         metrics |= {"teacher_forwards": session.teacher_forwards} if session.teachers else {}
+        metrics |= session.phases.result()
         session.epoch = epoch + 1
         report({"epoch": session.epoch, **metrics}, session)
 
 
-def train_epoch(session: Session, epoch: int, meter: Meter, keeper: Keeper) -> Metrics:
+def train_epoch(session: Session, epoch: int, meter: Meter, keeper: Keeper, profiler: Profiler) -> Metrics:
     """Run what the meter has not seen of an epoch; return ``train/loss``, ``train/<label>`` and the learning rate."""
     session.model.train()
-    for step in session.steps(epoch, start=meter.count):
+    steps = session.phases.each(DATA, session.steps(epoch, start=meter.count))
+    for step in profiler.watch(session, steps, start=meter.count):
         loss = descend(session, step)
         meter.add({"loss": loss.total.detach(), **loss.terms})
         if keeper.due(meter):
-            keeper.keep(session, meter)
+            with session.phases(CHECKPOINT):
+                keeper.keep(session, meter)
     return {**meter.result(), "lr": float(session.schedule.get_last_lr()[0])}
 
 
