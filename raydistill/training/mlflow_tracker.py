@@ -24,8 +24,8 @@ LONGEST = 500
 
 def tracker_of(config: MlflowConfig) -> MlflowTracker:
     """Return the tracker of an experiment's section."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # whatever goes wrong is raised too
+        logging.getLogger(name).setLevel(logging.ERROR)
     return MlflowTracker(config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import struct
@@ -207,9 +208,9 @@ def test_a_server_that_does_not_answer_is_one_notice(
 
 
 def test_a_tracker_that_comes_back_gets_what_it_missed(tmp_path: Path, store: str) -> None:
-    """The data base's folder appears only after the first epoch."""
-    late = tmp_path / "late"
-    experiment = digits(tmp_path, track={"mlflow": {"uri": f"sqlite:///{late / 'mlflow.db'}"}})
+    """The data base is damaged until the first epoch is over."""
+    (tmp_path / "mlflow.db").write_text("not a data base, but long enough to be read as the head of one" * 10)
+    experiment = digits(tmp_path, track={"mlflow": {"uri": store}})
     folder = RunFolder(experiment.folder)
     folder.begin(experiment)
     deadline = time.monotonic() + 60.0
@@ -217,13 +218,14 @@ def test_a_tracker_that_comes_back_gets_what_it_missed(tmp_path: Path, store: st
     def appear(metrics: dict[str, float], session: object) -> None:
         while not folder.notices() and time.monotonic() < deadline:
             time.sleep(0.05)
-        late.mkdir(exist_ok=True)
+        if metrics["epoch"] == 1:
+            os.truncate(tmp_path / "mlflow.db", 0)  # an empty one is sound
 
     with tracked(experiment, folder, kind="train"):
         run(session_of(experiment), folder, after_epoch=appear)
     assert len(folder.notices()) == 1
-    (found,) = runs_in(f"sqlite:///{late / 'mlflow.db'}")
-    assert set(values_of(f"sqlite:///{late / 'mlflow.db'}", found.info.run_id, "train/loss")) == {1, 2}
+    (found,) = runs_in(store)
+    assert set(values_of(store, found.info.run_id, "train/loss")) == {1, 2}
     assert found.info.status == "FINISHED"
 
 
