@@ -20,6 +20,7 @@ from raydistill.training.profiling import Profiler
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from raydistill.training.stages import Record, ReportStage, run_stages
+from raydistill.training.waiting import waiting_advice
 
 AfterEpoch = Callable[[Metrics, Session], None]
 
@@ -56,6 +57,7 @@ def run(
             if writes:
                 folder.write_history(session.history)
                 events.write(metrics)
+                _advise(session, folder)
             with session.phases(CHECKPOINT):
                 keeper.keep_epoch(session)
             after_epoch(metrics, session)
@@ -83,6 +85,11 @@ def run(
                 "seconds": session.seconds,
             }
         )
+
+
+def _advise(session: Session, folder: RunFolder) -> None:
+    if advice := waiting_advice(session):
+        folder.note(advice)
 
 
 def result_of(session: Session) -> dict[str, Any]:

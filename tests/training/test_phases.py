@@ -15,11 +15,14 @@ from raydistill.training.due import Due
 from raydistill.training.keeping import CheckpointKeeper
 from raydistill.training.loop import fit
 from raydistill.training.phases import ALWAYS, BACKWARD, DATA, MOST_UNREAD, OPTIMIZER, STUDENT, TEACHER, Phases
+from raydistill.training.placement import Placement
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from raydistill.training.shelf import Shelf
+from raydistill.training.waiting import waiting_advice
 from tests.conftest import digits, teaching
+from tests.data_room.files import write_folder
 from tests.training.sessions import session_of
 
 CPU = torch.device("cpu")
@@ -136,6 +139,43 @@ def test_the_times_are_in_the_runs_files(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     assert names <= set(events.Tags()["scalars"])
+
+
+def test_a_run_that_waits_for_data_says_which_knob_helps(tmp_path: Path) -> None:
+    session = session_of(digits(tmp_path))
+    slow = {"epoch": 2, "seconds": 10.0, "time/validation": 1.0, "time/data": 4.0}
+    fine = slow | {"epoch": 1, "time/data": 2.9}
+    told = []
+    for record in (fine, slow, slow | {"epoch": 3}):
+        session.history.append(record)
+        told.append(waiting_advice(session))
+    assert told[0] is told[2] is None
+    assert told[1] is not None and "epoch 2: 44 %" in told[1] and "data.augment" in told[1]
+    session.history = [slow]
+    session.placement = Placement("stream", "a table as large as the disk")
+    assert "cache.read=shared" in (waiting_advice(session) or "")
+    session.history = [{"epoch": 1, "seconds": 10.0}]  # as older versions wrote it
+    assert waiting_advice(session) is None
+
+
+def test_encoded_images_that_are_waited_for_may_lie_in_memory(tmp_path: Path) -> None:
+    """Really slow ones: every image takes 30 ms."""
+    write_folder(tmp_path / "images", each=24)
+    data = {"name": "image_folder", "root": str(tmp_path / "images"), "image_size": 8, "reading": "stream"}
+    experiment = digits(tmp_path, data=data, train={"epochs": 1, "batch_size": 8})
+    session, folder = session_of(experiment), RunFolder(tmp_path / "run")
+    folder.begin(experiment)
+    steps = session.steps
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        for step in steps(*arguments, **options):
+            time.sleep(0.3)
+            yield step
+
+    session.steps = slow  # type: ignore[method-assign]
+    run(session, folder, after_epoch=lambda metrics, session: None, final=False)
+    (said,) = folder.notices()
+    assert "waiting for data" in said and "data.reading=resident" in said
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
