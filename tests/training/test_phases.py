@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from raydistill.config import CheckpointConfig, Experiment
+from raydistill.methods.base import Step
 from raydistill.training.checkpoint import load_checkpoint, read_state
 from raydistill.training.due import Due
 from raydistill.training.keeping import CheckpointKeeper
@@ -22,7 +24,6 @@ from raydistill.training.session import Session
 from raydistill.training.shelf import Shelf
 from raydistill.training.waiting import waiting_advice
 from tests.conftest import digits, teaching
-from tests.data_room.files import write_folder
 from tests.training.sessions import session_of
 
 CPU = torch.device("cpu")
@@ -154,20 +155,19 @@ def test_a_run_that_waits_for_data_says_which_knob_helps(tmp_path: Path) -> None
     session.history = [slow]
     session.placement = Placement("stream", "a table as large as the disk")
     assert "cache.read=shared" in (waiting_advice(session) or "")
+    session.data.resident = False
+    assert "data.reading=resident" in (waiting_advice(session) or "")
     session.history = [{"epoch": 1, "seconds": 10.0}]  # as older versions wrote it
     assert waiting_advice(session) is None
 
 
-def test_encoded_images_that_are_waited_for_may_lie_in_memory(tmp_path: Path) -> None:
-    """Really slow ones: every image takes 30 ms."""
-    write_folder(tmp_path / "images", each=24)
-    data = {"name": "image_folder", "root": str(tmp_path / "images"), "image_size": 8, "reading": "stream"}
-    experiment = digits(tmp_path, data=data, train={"epochs": 1, "batch_size": 8})
+def test_the_advice_is_a_notice_of_the_run(tmp_path: Path) -> None:
+    experiment = digits(tmp_path, train={"epochs": 2, "batch_size": 48})  # four steps an epoch
     session, folder = session_of(experiment), RunFolder(tmp_path / "run")
     folder.begin(experiment)
     steps = session.steps
 
-    def slow(*arguments: Any, **options: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Iterator[Step]:
         for step in steps(*arguments, **options):
             time.sleep(0.3)
             yield step
@@ -175,7 +175,7 @@ def test_encoded_images_that_are_waited_for_may_lie_in_memory(tmp_path: Path) ->
     session.steps = slow  # type: ignore[method-assign]
     run(session, folder, after_epoch=lambda metrics, session: None, final=False)
     (said,) = folder.notices()
-    assert "waiting for data" in said and "data.reading=resident" in said
+    assert "epoch 1: " in said and "waiting for data" in said
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
