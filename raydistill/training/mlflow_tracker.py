@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 from raydistill.config import MlflowConfig
-from raydistill.training.tracking import About, Status
+from raydistill.training.trackers import About, Status
 
 STATUSES = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 AT_ONCE = 100
@@ -30,7 +30,7 @@ def tracker_of(config: MlflowConfig) -> MlflowTracker:
 
 
 class MlflowTracker:
-    """See ``tracking.Tracker``; the trials of a sweep are nested in a run of its own."""
+    """See ``trackers.Tracker``; the trials of a sweep are nested in a run of its own."""
 
     follows_sweeps = True
 
@@ -39,7 +39,7 @@ class MlflowTracker:
         self._config = config
 
     def begin(self, about: About, known: str | None, keep: Callable[[str], None]) -> MlflowRun:
-        """See ``tracking.Tracker``; of a known run parameters stay as they are, which MLflow does not let change."""
+        """See ``trackers.Tracker``; of a known run parameters stay as they are, which MLflow does not let change."""
         client = MlflowClient(tracking_uri=self._config.uri)
         if known is None:
             tags = {**self._config.tags, "raydistill.kind": about.kind, "raydistill.folder": str(about.folder)}
@@ -67,21 +67,21 @@ class MlflowTracker:
 
 
 class MlflowRun:
-    """See ``tracking.TrackedRun``."""
+    """See ``trackers.TrackedRun``."""
 
     def __init__(self, client: MlflowClient, run: str) -> None:
         """Go on with a run by its id."""
         self._client, self._id = client, run
 
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """See ``tracking.TrackedRun``."""
+        """See ``trackers.TrackedRun``."""
         now = int(time.time() * 1000)
         self._client.log_batch(
             self._id, metrics=[Metric(_name(name), value, now, epoch) for name, value in metrics.items()]
         )
 
     def end(self, status: Status, summary: Mapping[str, Any], files: list[Path]) -> None:
-        """See ``tracking.TrackedRun``; numbers of the result are metrics ``result/...``."""
+        """See ``trackers.TrackedRun``; numbers of the result are metrics ``result/...``."""
         for name, value in summary.items():
             if isinstance(value, int | float):
                 self._client.log_metric(self._id, f"result/{name}", float(value))

@@ -11,7 +11,7 @@ from typing import Any
 import wandb
 
 from raydistill.config import WandbConfig
-from raydistill.training.tracking import WAIT_AT_THE_END_S, About, Status
+from raydistill.training.trackers import About, Status
 
 
 def tracker_of(config: WandbConfig) -> WandbTracker:
@@ -20,7 +20,7 @@ def tracker_of(config: WandbConfig) -> WandbTracker:
 
 
 class WandbTracker:
-    """See ``tracking.Tracker``; the trials of a sweep are a group."""
+    """See ``trackers.Tracker``; the trials of a sweep are a group."""
 
     follows_sweeps = False
 
@@ -29,7 +29,7 @@ class WandbTracker:
         self._config = config
 
     def begin(self, about: About, known: str | None, keep: Callable[[str], None]) -> WandbRun:
-        """See ``tracking.Tracker``; ids are ours, so that one is kept before anything can go wrong."""
+        """See ``trackers.Tracker``; ids are ours, so that one is kept before anything can go wrong."""
         name = known or secrets.token_hex(4)
         keep(name)
         run = wandb.init(
@@ -45,13 +45,13 @@ class WandbTracker:
             config=dict(about.values),
             mode=self._config.mode,
             dir=about.folder / "logs",
-            settings=wandb.Settings(console="off", silent=True, finish_timeout=WAIT_AT_THE_END_S),
+            settings=wandb.Settings(console="off", silent=True),
         )
         return WandbRun(run)
 
 
 class WandbRun:
-    """See ``tracking.TrackedRun``."""
+    """See ``trackers.TrackedRun``."""
 
     def __init__(self, run: wandb.Run) -> None:
         """Epochs are the horizontal axis; those of a stage before distillation its own."""
@@ -59,7 +59,7 @@ class WandbRun:
         self._axes: set[str] = set()
 
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """See ``tracking.TrackedRun``."""
+        """See ``trackers.TrackedRun``."""
         first, *rest = next(iter(metrics), "").split("/")
         prefix = f"{first}/{rest[0]}/" if first == "stage" else ""
         if prefix not in self._axes:
@@ -69,7 +69,7 @@ class WandbRun:
         self._run.log({f"{prefix}epoch": epoch, **metrics})
 
     def end(self, status: Status, summary: Mapping[str, Any], files: list[Path]) -> None:
-        """See ``tracking.TrackedRun``."""
+        """See ``trackers.TrackedRun``."""
         self._run.summary.update({**summary, "status": status})
         for file in files:
             copy = shutil.copy(file, self._run.dir)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ import pytest
 
 from raydistill.config import Experiment, flatten
 from raydistill.errors import ConfigError
-from raydistill.training import tracking
+from raydistill.training import following, tracking
+from raydistill.training.following import Follower, follow
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.tracking import check_trackers, tracked
@@ -26,17 +30,21 @@ from tests.conftest import digits
 from tests.training.sessions import session_of
 
 
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(tracking, "TRY_AGAIN_AFTER_S", 0.1)
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data base of MLflow's with nothing in it, which takes seconds to make."""
+    mlflow = pytest.importorskip("mlflow")
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with contextlib.chdir(path.parent):
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def store(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A data base of MLflow's; what it keeps as files goes below the working directory."""
-    pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty, tmp_path)
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
@@ -104,6 +112,19 @@ def test_mlflow_gets_a_run(tmp_path: Path, store: str) -> None:
         assert (artifacts / name).read_text() == (folder.path / name).read_text()
 
 
+@contextmanager
+def followed(experiment: Experiment, folder: RunFolder, *, kind: str) -> Iterator[Follower]:
+    """What the process beside a run does, in this one."""
+    (name,) = experiment.track.asked
+    follower = Follower(name, getattr(experiment.track, name), folder, kind)
+    try:
+        yield follower
+    except Crash:
+        follower.end("stopped")
+        raise
+    follower.end("finished")
+
+
 class Crash(BaseException):
     """Ends a run as a kill does, as far as the folder can tell."""
 
@@ -117,12 +138,12 @@ def test_a_resumed_run_goes_on_in_the_same_one_of_mlflow(tmp_path: Path, store: 
     def stop(metrics: dict[str, float], session: object) -> None:
         raise Crash
 
-    with pytest.raises(Crash), tracked(experiment, folder, kind="train"):
+    with pytest.raises(Crash), followed(experiment, folder, kind="train"):
         run(session_of(experiment), folder, after_epoch=stop)
     (found,) = runs_in(store)
     assert found.info.status == "KILLED"
     folder.begin(experiment.override({"train.epochs": 2}), resume=True)
-    with tracked(experiment, folder, kind="train"):
+    with followed(experiment, folder, kind="train"):
         trained(experiment, folder)
     assert folder.notices() == []
     (again,) = runs_in(store)
@@ -136,7 +157,7 @@ def test_a_new_run_of_the_same_name_is_another_one(tmp_path: Path, store: str) -
     for _ in range(2):
         folder = RunFolder(experiment.folder)
         folder.begin(experiment)
-        with tracked(experiment, folder, kind="train"):
+        with followed(experiment, folder, kind="train"):
             trained(experiment, folder)
     assert len(runs_in(store)) == 2
 
@@ -156,7 +177,7 @@ def test_trials_are_nested_in_their_sweep(tmp_path: Path, store: str) -> None:
     experiment = digits(tmp_path, tune=tune, track={"mlflow": {"uri": store}})
     sweep = RunFolder(experiment.folder)
     sweep.begin(experiment)
-    with tracked(experiment, sweep, kind="tune"):
+    with followed(experiment, sweep, kind="tune"):
         for name in ("one", "two"):
             chosen = experiment.override({"name": name, "output": str(sweep.path / "trials"), "tune": None})
             trial = RunFolder(chosen.folder)
@@ -180,6 +201,23 @@ def test_trials_are_nested_in_their_sweep(tmp_path: Path, store: str) -> None:
         assert set(values_of(store, found[name].info.run_id, "val/top1")) == {1, 2}
 
 
+def test_a_run_whose_watcher_was_killed_is_marked(tmp_path: Path, store: str) -> None:
+    """The process beside it hears no word, and tells all the same."""
+    experiment = digits(tmp_path, track={"mlflow": {"uri": store}})
+    folder = RunFolder(experiment.folder)
+    folder.begin(experiment)
+    trained(experiment, folder)
+    watcher = subprocess.Popen(["sleep", "600"], stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", "raydistill.training.following", "mlflow", str(folder.path), "train"]
+    follower = subprocess.Popen(command, stdin=watcher.stdout)
+    watcher.kill()
+    watcher.communicate()
+    assert follower.wait(60.0) == 0
+    (found,) = runs_in(store)
+    assert found.info.status == "KILLED"
+    assert set(values_of(store, found.info.run_id, "train/loss")) == {1, 2}
+
+
 @contextmanager
 def silent_server() -> Iterator[str]:
     """A server that takes connections and never answers."""
@@ -187,11 +225,11 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("server", ["silent", "gone"])
+@pytest.mark.parametrize(("server", "patience"), [("silent", 3.0), ("gone", 30.0)])
 def test_a_server_that_does_not_answer_is_one_notice(
-    tmp_path: Path, store: str, server: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: str, server: str, patience: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "WAIT_AT_THE_END_S", 0.5)
+    monkeypatch.setattr(tracking, "WAIT_AT_THE_END_S", patience)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with silent_server() as address:
         uri = address if server == "silent" else "http://127.0.0.1:9"
@@ -201,29 +239,39 @@ def test_a_server_that_does_not_answer_is_one_notice(
         with tracked(experiment, folder, kind="train"):
             trained(experiment, folder)
             ended = time.monotonic()
-        assert time.monotonic() - ended < 5.0
-        assert len(folder.history()) == 2 and folder.result()
-        (said,) = folder.notices()
-        assert said.startswith("track.mlflow: ") and "The run goes on" in said
+        assert time.monotonic() - ended < patience + 1.0
+    assert len(folder.history()) == 2 and folder.result()
+    (said,) = folder.notices()
+    assert said.startswith("track.mlflow: ")
+    assert ("did not answer in time" if server == "silent" else "The run goes on") in said
 
 
-def test_a_tracker_that_comes_back_gets_what_it_missed(tmp_path: Path, store: str) -> None:
+def test_a_tracker_that_comes_back_gets_what_it_missed(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The data base is damaged until the first epoch is over."""
+    monkeypatch.setattr(following, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(following, "TRY_AGAIN_AFTER_S", 0.1)
     (tmp_path / "mlflow.db").write_text("not a data base, but long enough to be read as the head of one" * 10)
     experiment = digits(tmp_path, track={"mlflow": {"uri": store}})
     folder = RunFolder(experiment.folder)
     folder.begin(experiment)
-    deadline = time.monotonic() + 60.0
+    deadline, notes = time.monotonic() + 60.0, list[str]()
 
-    def appear(metrics: dict[str, float], session: object) -> None:
-        while not folder.notices() and time.monotonic() < deadline:
+    def repair(metrics: dict[str, float], session: object) -> None:
+        while not notes and time.monotonic() < deadline:
             time.sleep(0.05)
         if metrics["epoch"] == 1:
             os.truncate(tmp_path / "mlflow.db", 0)  # an empty one is sound
 
-    with tracked(experiment, folder, kind="train"):
-        run(session_of(experiment), folder, after_epoch=appear)
-    assert len(folder.notices()) == 1
+    reading, writing = os.pipe()
+    with ThreadPoolExecutor() as pool, os.fdopen(reading) as words:
+        done = pool.submit(follow, Follower("mlflow", experiment.track.mlflow, folder, "train"), words, notes.append)
+        with os.fdopen(writing, "w") as word:
+            run(session_of(experiment), folder, after_epoch=repair)
+            word.write("finished\n")
+        done.result()
+    assert len(notes) == 1 and "not a database" in notes[0]
     (found,) = runs_in(store)
     assert set(values_of(store, found.info.run_id, "train/loss")) == {1, 2}
     assert found.info.status == "FINISHED"
@@ -268,9 +316,9 @@ def test_wandb_gets_a_run_and_a_resumed_one_goes_on_in_it(tmp_path: Path) -> Non
     def stop(metrics: dict[str, float], session: object) -> None:
         raise Crash
 
-    with pytest.raises(Crash), tracked(experiment, folder, kind="train"):
+    with pytest.raises(Crash), followed(experiment, folder, kind="train"):
         run(session_of(experiment), folder, after_epoch=stop)
-    with tracked(experiment, folder, kind="train"):
+    with followed(experiment, folder, kind="train"):
         trained(experiment, folder)
     assert folder.notices() == []
     records = records_of(folder.path)
@@ -303,7 +351,7 @@ def test_wandb_groups_trials_and_gives_stages_an_axis_of_their_own(tmp_path: Pat
     sweep = RunFolder(experiment.folder)
     sweep.begin(experiment)
     trial = RunFolder(sweep.path / "trials" / "one")
-    with tracked(experiment, sweep, kind="tune"):
+    with followed(experiment, sweep, kind="tune"):
         trial.begin(experiment.override({"name": "one"}))
         trial.write_pretraining([{"stage": "ft", "epoch": 1, "train/loss": 0.5}])
         trial.write_history([{"epoch": 1, "train/loss": 0.25}])
@@ -332,4 +380,3 @@ def test_wandb_that_cannot_begin_is_one_notice(tmp_path: Path) -> None:
         trained(experiment, folder)
     (said,) = folder.notices()
     assert said.startswith("track.wandb: ")
-    shutil.rmtree(folder.path / "logs")
