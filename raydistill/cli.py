@@ -93,6 +93,8 @@ def train(
 
     with display.training(experiment, experiment.train.epochs) as watch:
         result = run(experiment, resume=resume, watch=watch, profile=profile)
+    if profile and "profile" not in result:
+        display.say("nothing was profiled: no step of distillation was left")
     _finish({**result, "student": str(Path(result["run"]) / STUDENT_WEIGHTS), "model": result["student"]}, as_json)
 
 

@@ -17,7 +17,7 @@ from raydistill.training.session import Session
 
 T = TypeVar("T")
 
-FOLDER, TRACE, TABLE = "profile", "trace.pt.trace.json", "profile.txt"
+TRACE, TABLE = "trace.pt.trace.json", "profile.txt"
 WAIT, WARM_UP, RECORD = 5, 2, 5
 OPERATORS = 25
 
@@ -54,8 +54,8 @@ class TorchProfiler(Profiler):
     """
 
     def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
-        """Write below ``folder``, once."""
-        self._folder, self._note = folder / FOLDER, note
+        """Write into ``folder``, once."""
+        self._folder, self._note = folder, note
         self._done = False
 
     def watch(self, session: Session, steps: Iterator[T], *, start: int) -> Iterator[T]:

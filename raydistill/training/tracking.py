@@ -68,12 +68,15 @@ def _finish(processes: Processes, folder: RunFolder, status: Status) -> None:
             process.stdin.write(f"{status}\n")
             process.stdin.close()
     for name, process in processes.items():
-        try:
-            code = process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            folder.note(f"track.{name}: did not answer in time; see {folder.path / 'logs' / f'{name}.log'}")
-        else:
-            if code and folder.path.is_dir():
-                folder.note(f"track.{name}: failed; see {folder.path / 'logs' / f'{name}.log'}")
+        trouble = _trouble(process, deadline)
+        if trouble and folder.path.is_dir():
+            folder.note(f"track.{name}: {trouble}; see {folder.path / 'logs' / f'{name}.log'}")
+
+
+def _trouble(process: subprocess.Popen[str], deadline: float) -> str | None:
+    try:
+        return "it failed" if process.wait(max(0.0, deadline - time.monotonic())) else None
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return "it did not answer in time"

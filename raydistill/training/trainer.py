@@ -29,6 +29,7 @@ STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "model.safetensors"
 CHECKPOINTS = "checkpoints"
 RAY_STATE = "ray_train"
+PROFILE = "profile"
 POLL_S = 0.25
 READERS_SHARE = 0.25
 """Of Ray's CPUs that workers leave to tasks that read ahead, where there are such; at least one, if they have two."""
@@ -90,6 +91,8 @@ def train(
                 raise
             skipped = len(arrays["train"]["skipped"])
             result = {"kind": kind, "run": str(run_folder.path), **run_folder.result(), "skipped_images": skipped}
+            if profile and (recorded := run_folder.path / "logs" / PROFILE).is_dir():
+                result["profile"] = str(recorded)
             run_folder.write_result(result)
         watch(run_folder)
         run_folder.succeed()
@@ -333,7 +336,7 @@ def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
             after_epoch=_report,
             after_stage_epoch=_report,
             keeper=keeper,
-            profiler=TorchProfiler(folder.path / "logs", folder.note) if profiled else Profiler(),
+            profiler=TorchProfiler(folder.path / "logs" / PROFILE, folder.note) if profiled else Profiler(),
             weights=job["weights"],
         )
 

@@ -26,14 +26,14 @@ def runs_in(store: str) -> dict[str, Any]:
 def test_of_several_workers_the_first_one_is_profiled(tmp_path: Path) -> None:
     scale = {"workers": 2, "cpus_per_worker": 1}
     settings = {"epochs": 1, "batch_size": 64}  # three steps
-    folder = RunFolder(Path(train(digits(tmp_path, scale=scale, train=settings), profile=True)["run"]))
+    result = train(digits(tmp_path, scale=scale, train=settings), profile=True)
+    folder = RunFolder(Path(result["run"]))
     (said,) = folder.notices()
     assert "profile of step 3 of epoch 1, after 2 to warm up" in said
-    assert {path.name for path in (folder.path / "logs" / "profile").iterdir()} == {
-        "profile.txt",
-        "trace.pt.trace.json",
-    }
-    assert "rank 0" in (folder.path / "logs" / "profile" / "profile.txt").read_text()
+    recorded = Path(result["profile"])
+    assert recorded == folder.path / "logs" / "profile"
+    assert {path.name for path in recorded.iterdir()} == {"profile.txt", "trace.pt.trace.json"}
+    assert "rank 0" in (recorded / "profile.txt").read_text()
     (record,) = folder.history()
     assert record["time/student"] > 0.0 and record["time/backward"] > 0.0
 

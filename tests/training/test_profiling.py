@@ -46,7 +46,7 @@ def trained(folder: Path, batch_size: int, profiler: Profiler) -> Session:
 )
 def test_a_profile_shows_the_phases_and_changes_nothing(tmp_path: Path, batch_size: int, recorded: str) -> None:
     notes: list[str] = []
-    profiled = trained(tmp_path, batch_size, TorchProfiler(tmp_path, notes.append))
+    profiled = trained(tmp_path, batch_size, TorchProfiler(tmp_path / "profile", notes.append))
     assert_equal_states(profiled, trained(tmp_path, batch_size, Profiler()))
     (said,) = notes
     assert recorded in said and str(tmp_path / "profile" / "profile.txt") in said
@@ -63,5 +63,5 @@ def test_a_profile_shows_the_phases_and_changes_nothing(tmp_path: Path, batch_si
 def test_a_profile_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "profile").write_text("a file in the folder's place")
     notes: list[str] = []
-    assert len(trained(tmp_path, 64, TorchProfiler(tmp_path, notes.append)).history) == 2
+    assert len(trained(tmp_path, 64, TorchProfiler(tmp_path / "profile", notes.append)).history) == 2
     assert "could not be written" in notes[0]
