@@ -56,8 +56,8 @@ def finished(session: Session, keeper: Keeper | None = None) -> Session:
     return session
 
 
-def is_time(name: str) -> bool:
-    return name in TIMES or name.startswith("time/")
+def is_time(name: Any) -> bool:
+    return name in TIMES or str(name).startswith("time/")
 
 
 def without_times(value: Any) -> Any:
