@@ -75,7 +75,15 @@ def teacher(config: Config, overrides: Overrides = None, as_json: Json = False, 
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record some steps with torch's profiler, in logs/profile of the run.")
+    ] = False,
+) -> None:
     """Train one student."""
     from raydistill import display
 
@@ -84,7 +92,9 @@ def train(config: Config, overrides: Overrides = None, as_json: Json = False, re
     from raydistill.training.trainer import train as run
 
     with display.training(experiment, experiment.train.epochs) as watch:
-        result = run(experiment, resume=resume, watch=watch)
+        result = run(experiment, resume=resume, watch=watch, profile=profile)
+    if profile and "profile" not in result:
+        display.say("nothing was profiled: no step of distillation was left")
     _finish({**result, "student": str(Path(result["run"]) / STUDENT_WEIGHTS), "model": result["student"]}, as_json)
 
 

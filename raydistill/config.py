@@ -319,6 +319,46 @@ class EvaluateConfig(Section):
     batch_size: Count = 256
 
 
+class WandbConfig(Section):
+    """A run of Weights & Biases; needs the package ``wandb``, and its API key as ``wandb login`` keeps it.
+
+    ``project`` and ``entity`` say where it goes. ``group`` puts runs together; of the trials of a sweep it is the
+    sweep's name where not given. ``offline`` keeps all in the run's ``logs/wandb``, for ``wandb sync``; where ``mode``
+    is not given, wandb's own settings decide, such as WANDB_MODE.
+    """
+
+    project: str = "raydistill"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["online", "offline"] | None = None
+
+
+class MlflowConfig(Section):
+    """A run of MLflow; needs the package ``mlflow`` or ``mlflow-skinny``. The trials of a sweep are nested in its own.
+
+    ``uri`` is that of the server or the data base, such as ``sqlite:///mlflow.db``; where it is not given, MLflow's own
+    settings decide, such as MLFLOW_TRACKING_URI. ``experiment`` is made where there is none of that name; ``tags`` go
+    to every run.
+    """
+
+    uri: str | None = None
+    experiment: str = "raydistill"
+    tags: dict[str, str] = {}
+
+
+class TrackConfig(Section):
+    """Services that keep runs beside their folders; they get configuration, metrics, result and the smaller files."""
+
+    wandb: WandbConfig | None = None
+    mlflow: MlflowConfig | None = None
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Names of those that are given."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
 class Experiment(Section):
     """Everything that decides a run; made by ``load_experiment`` or ``parse_experiment``."""
 
@@ -339,6 +379,7 @@ class Experiment(Section):
     scale: ScaleConfig = ScaleConfig()
     tune: TuneConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
+    track: TrackConfig = TrackConfig()
 
     @property
     def needs(self) -> Needs:
@@ -476,6 +517,14 @@ def parse_experiment(values: Mapping[str, Any], origin: str = "experiment") -> E
     if problems:
         raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
     return experiment
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _parse_methods(section: Any, problems: list[str]) -> dict[str, Method]:

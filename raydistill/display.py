@@ -48,10 +48,7 @@ def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolde
 
         def watch(folder: RunFolder) -> None:
             nonlocal shown, shown_of_stages, warned, noticed, phase, started
-            notices = folder.notices(since)
-            for notice in notices[noticed:]:
-                say(f"{experiment.name}: {notice}")
-            noticed = len(notices)
+            noticed = _say_notices(experiment, folder, since, noticed)
             records = folder.pretraining()
             for record in records[shown_of_stages:]:
                 say(f"{experiment.name}: stage {record['stage']}, epoch {record['epoch']}  {_terms(record)}")
@@ -71,6 +68,14 @@ def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolde
                 live.update(Text(f"{experiment.name}: {_live_line(progress, epochs, started)}"))
 
         yield watch
+
+
+def _say_notices(experiment: Experiment, folder: RunFolder, since: float, said: int) -> int:
+    """Say the notices of a run beyond the first ``said`` ones; return how many have been said now."""
+    notices = folder.notices(since)
+    for notice in notices[said:]:
+        say(f"{experiment.name}: {notice}")
+    return len(notices)
 
 
 def _epoch_line(record: Mapping[str, float], epochs: int) -> str:
@@ -170,11 +175,13 @@ def sweep(experiment: Experiment) -> Iterator[Callable[[RunFolder], None]]:
     """Show a sweep as a table of trials at a terminal, and a line for each new best everywhere."""
     assert experiment.tune is not None
     best: float | None = None
+    noticed, since = 0, time.time()
     sign = 1.0 if experiment.tune.mode == "max" else -1.0
     with Live(Text("starting Ray ..."), console=console, refresh_per_second=2, transient=True) as live:
 
         def watch(folder: RunFolder) -> None:
-            nonlocal best
+            nonlocal best, noticed
+            noticed = _say_notices(experiment, folder, since, noticed)
             trials = [_trial(path, experiment) for path in sorted((folder.path / "trials").glob("*/trial.json"))]
             for trial in trials:
                 value = trial["metric"]

@@ -16,6 +16,9 @@ from raydistill.config import Experiment, parse_experiment
 # A Ray that runs on the machine for other purposes must not be joined by tests.
 os.environ.pop("RAY_ADDRESS", None)
 
+# Trackers must not call home from tests.
+os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_MODE": "offline"}
+
 
 TESTS = Path(__file__).parent
 WHOLE_COMMANDS = {"test_cli.py", "test_demo.py", "test_sweep.py", "test_trainer.py"}

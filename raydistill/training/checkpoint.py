@@ -44,6 +44,7 @@ def state_of(session: Session) -> State:
         "history": list(session.history),
         "teacher_forwards": [teacher.forwards for teacher in session.teachers],
         "seconds": session.seconds,
+        "phases": session.phases.seconds(),
         **optional_state(session),
         **(stages if session.stages else {}),
     }
@@ -132,6 +133,7 @@ def restore(session: Session, state: State, origin: Path) -> None:
         raise RunError(f"checkpoint {origin} cannot be continued from: {reason}") from None
     session.under_way = state.get("under_way")
     session.seconds_before = state.get("seconds", 0.0)
+    session.phases.restart(state.get("phases"))
     for teacher, forwards in zip(session.teachers, state.get("teacher_forwards", ()), strict=False):
         teacher.forwards = forwards
     _set_random_state(session.device, state.get("random", {}))

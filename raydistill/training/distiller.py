@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from raydistill.methods.base import Loss, Needs, Outputs, Step
 from raydistill.methods.objective import Objective
+from raydistill.training.phases import OBJECTIVE, STUDENT, Phases
 
 
 class Distiller(nn.Module):
@@ -20,6 +22,7 @@ class Distiller(nn.Module):
 
     Attributes:
         peers: networks that are trained together with the student, by name; none here.
+        phases: told how long the student and the objective take.
     """
 
     def __init__(self, student: nn.Module, objective: Objective) -> None:
@@ -28,10 +31,14 @@ class Distiller(nn.Module):
         self.student = student
         self.objective = objective
         self.peers = nn.ModuleDict()
+        self.phases = Phases(torch.device("cpu"))
 
     def forward(self, step: Step) -> Loss:
         """Return the weighted loss of a step whose ``student`` is still empty."""
-        loss: Loss = self.objective(replace(step, student=self.student_outputs(step, self.objective.needs)))
+        with self.phases(STUDENT):
+            outputs = self.student_outputs(step, self.objective.needs)
+        with self.phases(OBJECTIVE):
+            loss: Loss = self.objective(replace(step, student=outputs))
         return loss
 
     def student_outputs(self, step: Step, needs: Needs) -> dict[int, Outputs]:
@@ -41,4 +48,5 @@ class Distiller(nn.Module):
 
     def after_step(self, carry: Mapping[str, Any]) -> None:
         """Let the methods update their state; to be called after the optimiser's step."""
-        self.objective.after_step(self.student, carry)
+        with self.phases(OBJECTIVE):
+            self.objective.after_step(self.student, carry)

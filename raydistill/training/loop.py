@@ -15,6 +15,8 @@ from raydistill.evaluation.neighbours import knn_accuracy
 from raydistill.training.keeping import Keeper
 from raydistill.training.lookout import Lookout
 from raydistill.training.meter import Meter, Metrics, Progress, Say, silent
+from raydistill.training.phases import CHECKPOINT, DATA, VALIDATION
+from raydistill.training.profiling import Profiler
 from raydistill.training.session import Session
 from raydistill.training.stalls import stalls_told
 from raydistill.training.step import descend
@@ -29,8 +31,10 @@ def fit(
     session: Session,
     report: Report,
     progress: Progress = lambda values: None,
+    *,
     keeper: Keeper = Keeper(),  # noqa: B008  it has no state
     say: Say = silent,
+    profiler: Profiler = Profiler(),  # noqa: B008  nor has it
 ) -> None:
     """Train from where the session stands to the last epoch; ``report`` is called after each with its metrics.
 
@@ -42,27 +46,32 @@ def fit(
     batch_size = session.experiment.train.batch_size
     for epoch in range(session.epoch, session.experiment.train.epochs):
         meter = Meter(progress, epoch, session.steps_per_epoch, batch_size, session.take_under_way())
-        metrics = train_epoch(session, epoch, meter, keeper, say)
+        metrics = train_epoch(session, epoch, meter, keeper=keeper, say=say, profiler=profiler)
         trained = meter.seconds
-        metrics |= validate(session)
+        with session.phases(VALIDATION):
+            metrics |= validate(session)
         metrics |= {"images_per_s": session.batching.images_per_epoch / trained, "seconds": meter.seconds}
         metrics |= {"teacher_forwards": session.teacher_forwards} if session.teachers else {}
+        metrics |= session.phases.result()
         session.epoch = epoch + 1
         report({"epoch": session.epoch, **metrics}, session)
 
 
-def train_epoch(session: Session, epoch: int, meter: Meter, keeper: Keeper, say: Say) -> Metrics:
+def train_epoch(session: Session, epoch: int, meter: Meter, *, keeper: Keeper, say: Say, profiler: Profiler) -> Metrics:
     """Run what the meter has not seen of an epoch; return ``train/loss``, ``train/<label>`` and the learning rate."""
     session.model.train()
     weights = {label: method.weight for label, method in session.experiment.methods.items()}
     lookout = Lookout(session, epoch, session.distiller.objective.needs, say, weights=weights)
-    for step in stalls_told(session.steps(epoch, start=meter.count), say, lambda: session.place_of(epoch, meter.count)):
+    steps = session.phases.each(DATA, session.steps(epoch, start=meter.count))
+    steps = stalls_told(steps, say, lambda: session.place_of(epoch, meter.count))
+    for step in profiler.watch(session, steps, start=meter.count):
         loss = descend(session, step)
         terms = {"loss": loss.total.detach(), **loss.terms}
         lookout.see(meter.count, terms)
         meter.add(terms)
         if keeper.due(meter):
-            keeper.keep(session, meter)
+            with session.phases(CHECKPOINT):
+                keeper.keep(session, meter)
     lookout.look()
     return {**meter.result(), "lr": float(session.schedule.get_last_lr()[0])}
 

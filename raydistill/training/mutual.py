@@ -14,6 +14,7 @@ from raydistill.errors import ConfigError
 from raydistill.methods.base import Loss, Method, Outputs, Setting, Step
 from raydistill.methods.objective import Objective
 from raydistill.models.taps import Tapped
+from raydistill.training import phases
 from raydistill.training.distiller import Distiller
 
 STUDENT = "student"
@@ -66,7 +67,13 @@ class MutualDistiller(Distiller):
         The terms are the student's; those of the others have their names in front, as in ``peer1/kd``. ``loss`` is a
         network's own weighted total.
         """
-        outputs = {name: self._outputs(network, step) for name, network, _ in self._members()}
+        with self.phases(phases.STUDENT):
+            outputs = {name: self._outputs(network, step) for name, network, _ in self._members()}
+        with self.phases(phases.OBJECTIVE):
+            return self._loss(step, outputs)
+
+    def _loss(self, step: Step, outputs: Mapping[str, dict[int, Outputs]]) -> Loss:
+        """The same from what each network said."""
         said = {name: _detached(views) for name, views in outputs.items()}
         losses: dict[str, Loss] = {}
         for name, _, objective in self._members():
@@ -82,8 +89,9 @@ class MutualDistiller(Distiller):
 
     def after_step(self, carry: Mapping[str, Any]) -> None:
         """Let the methods of all networks update their state; to be called after the optimiser's step."""
-        for name, network, objective in self._members():
-            objective.after_step(network, carry[name])
+        with self.phases(phases.OBJECTIVE):
+            for name, network, objective in self._members():
+                objective.after_step(network, carry[name])
 
     def _members(self) -> Iterator[tuple[str, nn.Module, Objective]]:
         """All networks with their names and objectives, the student first."""

@@ -16,9 +16,12 @@ from raydistill.training.events import EventLog
 from raydistill.training.keeping import Keeper
 from raydistill.training.loop import fit, measure_top1
 from raydistill.training.meter import Metrics
+from raydistill.training.phases import CHECKPOINT
+from raydistill.training.profiling import Profiler
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from raydistill.training.stages import Record, ReportStage, run_stages
+from raydistill.training.waiting import waiting_advice
 
 AfterEpoch = Callable[[Metrics, Session], None]
 
@@ -30,14 +33,15 @@ def run(
     after_epoch: AfterEpoch,
     after_stage_epoch: ReportStage = lambda record, session: None,
     keeper: Keeper = Keeper(),  # noqa: B008  it has no state
+    profiler: Profiler = Profiler(),  # noqa: B008  nor has it
     weights: str = "student.safetensors",
     final: bool = True,
 ) -> None:
     """Train to the end and leave metrics, weights and the result in the folder; only rank 0 writes.
 
     ``after_epoch`` is called on every rank once the epoch's metrics are in the session's history, ``after_stage_epoch``
-    likewise for the epochs of stages before distillation; ``keeper`` has the state by then. Only a ``final`` run looks
-    at the test images; the trials of a sweep do not.
+    likewise for the epochs of stages before distillation; ``keeper`` has the state by then. ``profiler`` sees the steps
+    of distillation. Only a ``final`` run looks at the test images; the trials of a sweep do not.
     """
     writes = session.rank == 0
     if writes:
@@ -54,19 +58,22 @@ def run(
             if writes:
                 folder.write_history(session.history)
                 events.write(metrics)
-            keeper.keep_epoch(session)
+                _advise(session, folder)
+            with session.phases(CHECKPOINT):
+                keeper.keep_epoch(session)
             after_epoch(metrics, session)
 
         def report_stage(record: Record, session: Session) -> None:
             if writes:
                 folder.write_pretraining(session.stage_records)
                 events.write(record)
-            keeper.keep_stage_epoch(session)
+            with session.phases(CHECKPOINT):
+                keeper.keep_stage_epoch(session)
             after_stage_epoch(record, session)
 
         progress = folder.write_progress if writes else lambda values: None
-        run_stages(session, report_stage, progress, keeper, folder.note)
-        fit(session, report, progress, keeper, folder.note)
+        run_stages(session, report_stage, progress, keeper=keeper, say=folder.note)
+        fit(session, report, progress, keeper=keeper, say=folder.note, profiler=profiler)
         keeper.finish()
     if writes:
         save_weights(session.student, folder.path / weights)
@@ -79,6 +86,11 @@ def run(
                 "seconds": session.seconds,
             }
         )
+
+
+def _advise(session: Session, folder: RunFolder) -> None:
+    if advice := waiting_advice(session):
+        folder.note(advice)
 
 
 def result_of(session: Session) -> dict[str, Any]:

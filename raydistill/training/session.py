@@ -15,7 +15,7 @@ from raydistill.data.batching import Batching
 from raydistill.data.mixing import Partners, blend
 from raydistill.data.resident import ResidentSet
 from raydistill.data.views import render
-from raydistill.methods.base import Draw, Needs, Setting, Stage, Step
+from raydistill.methods.base import Draw, Needs, Outputs, Setting, Stage, Step
 from raydistill.methods.objective import Objective
 from raydistill.models.batch_norm import synchronise_batch_norms
 from raydistill.models.loading import build_described
@@ -29,9 +29,11 @@ from raydistill.training.feeding import STUDENT, TEACHER, Batch, Feeder, Supply
 from raydistill.training.material import Material
 from raydistill.training.mutual import MutualDistiller
 from raydistill.training.optimisation import build_optimizer, build_scaler, build_schedule
+from raydistill.training.phases import TEACHER as TEACHER_PHASE
+from raydistill.training.phases import Phases
 from raydistill.training.placement import Placement, read_from
 from raydistill.training.precision import Probe, probe_precision
-from raydistill.training.requests import Plan
+from raydistill.training.requests import Plan, Request
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -79,6 +81,11 @@ class Session:
     def student(self) -> nn.Module:
         """The network that is validated and exported: the student, or its average where there is one."""
         return self.distiller.student if self.average is None else self.average.network
+
+    @property
+    def phases(self) -> Phases:
+        """Where the time goes."""
+        return self.distiller.phases
 
     @property
     def precision(self) -> str:
@@ -189,9 +196,7 @@ class Session:
         if self.teacher_data is not None:
             shown = self._views(batch, self.teacher_data, TEACHER, needs.teacher)
         outputs = tuple(
-            batch.stored(number)
-            if isinstance(teacher, CachedTeacher)
-            else teacher.outputs(positions, request.view_ids, shown, needs)
+            batch.stored(number) if isinstance(teacher, CachedTeacher) else self._live(teacher, request, shown)
             for number, teacher in enumerate(self.teachers)
         )
         columns = {"index": positions}
@@ -200,6 +205,10 @@ class Session:
             if mixture := request.mixtures.get(0):
                 columns |= {"partner_label": self.data.labels[mixture.positions], "mix": mixture.share}
         return Step(views=views, student={}, teachers=outputs, columns=columns, epoch=epoch, progress=self.progress)
+
+    def _live(self, teacher: LiveTeacher, request: Request, shown: Mapping[int, Tensor]) -> Mapping[int, Outputs]:
+        with self.phases(TEACHER_PHASE):
+            return teacher.outputs(request.positions, request.view_ids, shown, request.needs)
 
     def _views(self, batch: Batch, data: ResidentSet, side: str, wanted: Iterable[int]) -> dict[int, Tensor]:
         """Return the wanted views of one side's images, and those that they are turned from."""
@@ -280,6 +289,7 @@ def assemble(
         else Distiller(student, Objective(experiment.methods, setting))
     ).to(device)
     distiller.to(memory_format=memory_format(experiment))
+    distiller.phases = Phases(device)
     batching = batching_of(experiment, len(data), world_size)
     probe = measure_precision(experiment, student, image_shape, batching, device)
     if experiment.scale.sync_batch_norm and world_size > 1:

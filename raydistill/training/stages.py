@@ -21,6 +21,7 @@ from raydistill.training.lookout import Lookout
 from raydistill.training.meter import Meter, Metrics, Progress, Say, silent
 from raydistill.training.micro_batches import weighted, whole_batch
 from raydistill.training.optimisation import build_optimizer
+from raydistill.training.phases import BACKWARD, CHECKPOINT, DATA, OBJECTIVE, OPTIMIZER, STUDENT
 from raydistill.training.session import Session
 from raydistill.training.stalls import stalls_told
 from raydistill.training.step import autocast
@@ -35,13 +36,14 @@ def run_stages(
     session: Session,
     report: ReportStage,
     progress: Progress = lambda values: None,
+    *,
     keeper: Keeper = Keeper(),  # noqa: B008  it has no state
     say: Say = silent,
 ) -> None:
     """Run what is left of the session's stages; ``report`` is called after each epoch with its record.
 
-    A record has ``stage``, ``epoch`` counted from 1, ``train/loss``, ``train/<term>`` and ``seconds``. ``say`` is told
-    what the user should know early.
+    A record has ``stage``, ``epoch`` counted from 1, ``train/loss``, ``train/<term>``, ``seconds`` and
+    ``time/<phase>``. ``say`` is told what the user should know early.
 
     Raises:
         DivergedError: where a loss is not finite.
@@ -79,6 +81,7 @@ class _StageRun:
                     stage.finish()
                 self._note_optimizer(None if last else optimizer)
                 record = {"stage": self.label, "epoch": epoch + 1, **metrics, "seconds": meter.seconds}
+                record |= session.phases.result()
                 session.stage_records.append(record)
                 report(record, session)
 
@@ -95,7 +98,7 @@ class _StageRun:
         return optimizer
 
     def _train_epoch(self, epoch: int, meter: Meter, optimizer: torch.optim.Optimizer | None) -> Metrics:
-        session, config, needs = self.session, self.session.experiment.train, self.stage.needs
+        session, phases, needs = self.session, self.session.phases, self.stage.needs
         lookout = Lookout(
             session,
             epoch,
@@ -103,21 +106,25 @@ class _StageRun:
             where=f"stage of methods.{self.label}, ",
             remedy="its pretrain_lr or train.optimizer.lr",
         )
-        steps = session.steps(epoch, needs, start=meter.count)
+        steps = phases.each(DATA, session.steps(epoch, needs, start=meter.count))
         for step in stalls_told(steps, self.say, lambda: session.place_of(epoch, meter.count)):
             part = whole_batch(step, session.rank)
             with rows_held(part.shares), autocast(session, scaled=False):
-                loss = self.stage.loss(replace(step, student=session.distiller.student_outputs(step, needs)))
+                with phases(STUDENT):
+                    outputs = session.distiller.student_outputs(step, needs)
+                with phases(OBJECTIVE):
+                    loss = self.stage.loss(replace(step, student=outputs))
             loss = weighted(loss, part.weight)
             if optimizer is not None:
-                _descend(loss.total, optimizer, config.clip)
+                _descend(loss.total, optimizer, session)
             terms = {"loss": loss.total.detach(), **{name: value.detach() for name, value in loss.terms.items()}}
             lookout.see(meter.count, terms)
             meter.add(terms)
             # What a stage with ``finish`` collects is in no checkpoint, so its epoch is not cut.
             if self.stage.finish is None and self.keeper.due(meter):
                 self._note_optimizer(optimizer)
-                self.keeper.keep(session, meter)
+                with phases(CHECKPOINT):
+                    self.keeper.keep(session, meter)
         lookout.look()
         return meter.result()
 
@@ -143,14 +150,16 @@ def _training_alone(distiller: nn.Module, modules: Iterable[nn.Module]) -> Itera
             parameter.grad = None
 
 
-def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, session: Session) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    _average_gradients(parameters)
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, clip)
-    optimizer.step()
+    with session.phases(BACKWARD):
+        torch.autograd.backward(loss)
+        _average_gradients(parameters)
+    with session.phases(OPTIMIZER):
+        if (clip := session.experiment.train.clip) is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
 
 
 def _average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -14,6 +14,7 @@ from raydistill.methods.collectives import rows_held
 from raydistill.methods.state import averages_resting
 from raydistill.training.compiling import new_micro_batch
 from raydistill.training.micro_batches import MicroBatch, added, micro_batches, weighted, without_graph
+from raydistill.training.phases import BACKWARD, OPTIMIZER
 from raydistill.training.session import Session
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +33,8 @@ def descend(session: Session, step: Step) -> Loss:
         move nothing; they count as 0 there, and in the share ``skipped_steps`` as 1.
     """
     *before, last = micro_batches(step, session.rank)
-    session.optimizer.zero_grad(set_to_none=True)
+    with session.phases(OPTIMIZER):
+        session.optimizer.zero_grad(set_to_none=True)
     done: Loss | None = None
     for micro_batch in before:
         with rows_held(micro_batch.shares), _without_exchange(session.model):
@@ -43,7 +45,8 @@ def descend(session: Session, step: Step) -> Loss:
         done = loss if done is None else added(done, loss)
     with rows_held(last.shares):
         loss = _backward(session, last)
-        told = _update(session)
+        with session.phases(OPTIMIZER):
+            told = _update(session)
         session.distiller.after_step(loss.carry)
     loss = loss if done is None else added(done, loss)
     return replace(loss, terms={**loss.terms, **told}) if told else loss
@@ -68,7 +71,8 @@ def _backward(session: Session, micro_batch: MicroBatch) -> Loss:
         loss: Loss = session.model(micro_batch.step)
     loss = weighted(loss, micro_batch.weight)
     total = loss.total if session.scaler is None else session.scaler.scale(loss.total)
-    torch.autograd.backward(total)
+    with session.phases(BACKWARD):
+        torch.autograd.backward(total)
     return loss
 
 

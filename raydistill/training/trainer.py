@@ -18,6 +18,7 @@ from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, DivergedError, InputError, RaydistillError, RunError, named_error
 from raydistill.training.exhaustion import memory_advice
 from raydistill.training.run_folder import RunFolder, claimed
+from raydistill.training.tracking import check_trackers, tracked
 
 if TYPE_CHECKING:
     from raydistill.training.session import Session
@@ -29,6 +30,7 @@ STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "model.safetensors"
 CHECKPOINTS = "checkpoints"
 RAY_STATE = "ray_train"
+PROFILE = "profile"
 POLL_S = 0.25
 READERS_SHARE = 0.25
 """Of Ray's CPUs that workers leave to tasks that read ahead, where there are such; at least one, if they have two."""
@@ -49,15 +51,18 @@ def train(
     folder: Path | None = None,
     weights: str = STUDENT_WEIGHTS,
     kind: str = "train",
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Train one student with Ray Train and return what stands in the run's ``result.json``, with ``run``.
 
-    ``watch`` is called a few times a second while the workers train.
+    ``watch`` is called a few times a second while the workers train. With ``profile`` some steps of rank 0 are recorded
+    in ``logs/profile/``.
 
     Raises:
         InputError: where the experiment, its data, weights or cache are wrong; nothing is written then.
         RunError: where the run failed.
     """
+    check_trackers(experiment)
     with claimed(folder or experiment.folder, resume=resume) as run_folder:
         if resume and run_folder.succeeded:
             return run_folder.result()
@@ -74,18 +79,23 @@ def train(
             "material": ray.put(arrays),
             "folder": str(run_folder.path.resolve()),
             "weights": weights,
+            "profile": profile,
             "marks": marks,
         }
         resources, job["readers"] = _resources(experiment, reads_ahead=arrays["reads_ahead"])
-        try:
-            watched(partial(_run_workers, experiment, run_folder, job, resources), run_folder, watch)
-        except InputError:  # what only the assembled parts could tell; nothing was trained, so nothing is left
-            if not run_folder.history() and not run_folder.pretraining():
-                shutil.rmtree(run_folder.path)
-            raise
-        skipped = len(arrays["train"]["skipped"])
-        result = {"kind": kind, "run": str(run_folder.path), **run_folder.result(), "skipped_images": skipped}
-        run_folder.write_result(result)
+        with tracked(experiment, run_folder, kind=kind):
+            try:
+                watched(partial(_run_workers, experiment, run_folder, job, resources), run_folder, watch)
+            except InputError:  # what only the assembled parts could tell; nothing was trained, so nothing is left
+                if not run_folder.history() and not run_folder.pretraining():
+                    shutil.rmtree(run_folder.path)
+                raise
+            skipped = len(arrays["train"]["skipped"])
+            result = {"kind": kind, "run": str(run_folder.path), **run_folder.result(), "skipped_images": skipped}
+            if profile and (recorded := run_folder.path / "logs" / PROFILE).is_dir():
+                result["profile"] = str(recorded)
+            run_folder.write_result(result)
+        watch(run_folder)
         run_folder.succeed()
         return result
 
@@ -313,6 +323,7 @@ def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
     from raydistill.training.due import Due
     from raydistill.training.keeping import CheckpointKeeper
     from raydistill.training.material import from_arrays
+    from raydistill.training.profiling import Profiler, TorchProfiler
     from raydistill.training.run import run
     from raydistill.training.session import assemble
     from raydistill.training.shelf import Shelf
@@ -335,8 +346,17 @@ def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
         return
     folder.note_start({**job["marks"], "worker_started": started, "assembled": time.time(), "pid": os.getpid()})
     config = experiment.train.checkpoint
+    profiled = job["profile"] and session.rank == 0
     with CheckpointKeeper(shelf, config, Due(config, session.device)) as keeper:
-        run(session, folder, after_epoch=_report, after_stage_epoch=_report, keeper=keeper, weights=job["weights"])
+        run(
+            session,
+            folder,
+            after_epoch=_report,
+            after_stage_epoch=_report,
+            keeper=keeper,
+            profiler=TorchProfiler(folder.path / "logs" / PROFILE, folder.note) if profiled else Profiler(),
+            weights=job["weights"],
+        )
 
 
 def _continue(session: Session, shelf: Shelf, folder: RunFolder) -> bool:

@@ -14,6 +14,7 @@ from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, RunError
 from raydistill.files import write_atomically
 from raydistill.training.run_folder import RunFolder, claimed
+from raydistill.training.tracking import check_trackers, tracked
 from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
 from raydistill.tuning.space import check_space, domains
 
@@ -33,6 +34,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         RunError: where no trial came to an end.
     """
     check_space(experiment)
+    check_trackers(experiment)
     if experiment.scale.workers > 1:
         raise ConfigError(
             f"scale.workers = {experiment.scale.workers}: the trials of a sweep have one worker each; "
@@ -45,9 +47,11 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         folder.begin(experiment, resume=resume)
         folder.list_skipped(arrays["train"]["skipped"])
         outcome: list[Any] = []
-        watched(lambda: outcome.append(_run_trials(experiment, folder, arrays, resume=resume)), folder, watch)
-        result = _conclude(experiment, folder, outcome[0])
-        folder.write_result(result)
+        with tracked(experiment, folder, kind="tune"):
+            watched(lambda: outcome.append(_run_trials(experiment, folder, arrays, resume=resume)), folder, watch)
+            result = _conclude(experiment, folder, outcome[0])
+            folder.write_result(result)
+        watch(folder)
         folder.succeed()
         return result
 

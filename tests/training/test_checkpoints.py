@@ -34,7 +34,7 @@ from tests.training.sessions import session_of
 
 CPU = torch.device("cpu")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-TIMES = {"seconds", "images_per_s"}
+TIMES = {"seconds", "images_per_s", "phases"}
 EVERYTHING = CheckpointConfig(steps=4, keep=100)
 
 
@@ -56,10 +56,14 @@ def finished(session: Session, keeper: Keeper | None = None) -> Session:
     return session
 
 
+def is_time(name: Any) -> bool:
+    return name in TIMES or str(name).startswith("time/")
+
+
 def without_times(value: Any) -> Any:
     """Plain values and tensors of a state; what a clock said is left out."""
     if isinstance(value, dict):
-        return {name: without_times(part) for name, part in value.items() if name not in TIMES}
+        return {name: without_times(part) for name, part in value.items() if not is_time(name)}
     return [without_times(part) for part in value] if isinstance(value, list | tuple) else value
 
 

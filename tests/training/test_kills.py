@@ -208,8 +208,10 @@ def experiments(tmp_path: Path, teacher_weights: Path) -> Callable[[str, str], E
 
 
 def without_times(folder: RunFolder) -> list[dict[str, float]]:
-    times = ("seconds", "images_per_s")
-    return [{name: value for name, value in record.items() if name not in times} for record in folder.history()]
+    def is_time(name: str) -> bool:
+        return name in ("seconds", "images_per_s") or name.startswith("time/")
+
+    return [{name: value for name, value in record.items() if not is_time(name)} for record in folder.history()]
 
 
 def test_twenty_kills_change_no_student(

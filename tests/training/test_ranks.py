@@ -21,7 +21,7 @@ NOT_OF_THE_RESULT = {"seconds", "images_per_s", "teacher_forwards"}
 
 
 def results(record: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in record.items() if name not in NOT_OF_THE_RESULT}
+    return {name: value for name, value in record.items() if name not in NOT_OF_THE_RESULT and "time/" not in name}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from raydistill.models.zoo import build_model
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint, state_of
 from raydistill.training.loop import fit
 from raydistill.training.material import prepare
+from raydistill.training.phases import ALWAYS
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session, assemble
@@ -230,7 +231,8 @@ def test_a_run_writes_its_stages_apart_from_its_epochs(experiment_of: Callable[.
     assert reported == ["stage", "stage", "stage", "epoch 1", "epoch 2"]
     lines = (folder.path / "pretraining.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == session.stage_records == folder.pretraining()
-    assert all(set(record) == {"stage", "epoch", "train/loss", "seconds"} for record in session.stage_records)
+    names = {"stage", "epoch", "train/loss", "seconds", "time/teacher", *(f"time/{phase}" for phase in ALWAYS)}
+    assert all(set(record) == names for record in session.stage_records)
     assert [record["epoch"] for record in folder.history()] == [1, 2]
     assert {(shown["stage"], shown["epochs"]) for shown in progress} == {("ft", 3)}
     assert "stage" not in folder.progress()
