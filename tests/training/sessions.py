@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from raydistill.config import Experiment
@@ -12,6 +15,15 @@ from raydistill.training.session import Session, assemble
 def session_of(experiment: Experiment) -> Session:
     """The session that one worker of the experiment would have."""
     return assemble(experiment, prepare(experiment), device=torch.device("cpu"))
+
+
+def without_times(record: Mapping[str, Any]) -> dict[str, Any]:
+    """An epoch's metrics but those that differ from one run to the next."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in ("seconds", "images_per_s") and not name.startswith("time/")
+    }
 
 
 def assert_equal_states(left: Session, right: Session) -> None:

@@ -98,7 +98,7 @@ def test_networks_that_teach_each_other_tell_it_too(tmp_path: Path) -> None:
 def test_micro_batches_and_clipping_are_counted(tmp_path: Path) -> None:
     experiment = digits(tmp_path, train={"epochs": 1, "batch_size": 48, "accumulate": 3, "clip": 1.0})
     found = of_phases(trained(session_of(experiment))[0])
-    assert found[BACKWARD] > found[OPTIMIZER] > 0.0
+    assert found[BACKWARD] > 0.0 and found[OPTIMIZER] > 0.0
 
 
 def checkpointed(experiment: Experiment, folder: Path) -> Session:

@@ -25,8 +25,7 @@ from raydistill.training.run_folder import RunFolder
 from raydistill.training.trainer import train, train_teacher
 from tests.conftest import digits, teaching
 from tests.data_room.files import write_folder
-
-TIMES = {"seconds", "images_per_s"}
+from tests.training.sessions import without_times
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -119,9 +118,7 @@ def test_a_damaged_checkpoint_is_told_and_skipped(tmp_path: Path, capsys: pytest
     assert f"{last.name} is damaged" in said and before.name in said
     assert said in capsys.readouterr().err
     assert (run / "student.safetensors").read_bytes() == student
-    assert {name: value for name, value in first.items() if name not in TIMES} == {
-        name: value for name, value in second.items() if name not in TIMES
-    }
+    assert without_times(first) == without_times(second)
     assert second["seconds"] > 0.0
 
 
