@@ -2,18 +2,22 @@
 
     python experiments/benchmarks/startup.py [--repeats 3]
 
-Prints a breakdown of the way to the first optimisation step on the embedded digits, the median of all repeats.
+Prints a breakdown of the way to the first optimisation step on the embedded digits, the median of all repeats: once
+with a Ray that the command starts itself, once with one that is there already and has had a run before.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 EXPERIMENT = """
@@ -22,6 +26,14 @@ data: {name: digits}
 student: {model: resnet8}
 methods: {ce: {}}
 train: {epochs: 1}
+"""
+RAY = """
+import sys
+from raydistill.cluster import ensure_ray
+ensure_ray()
+import ray
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
 """
 COMMAND = [sys.executable, "-m", "raydistill.cli"]
 
@@ -37,9 +49,25 @@ def main() -> None:
         print(f"{'--help':<42}{median(repeats, folder, '--help'):6.2f} s")
         wrong = ("train", "experiment.yaml", "train.epochz=1")
         print(f"{'configuration error':<42}{median(repeats, folder, *wrong):6.2f} s")
-        ways = [to_first_step(folder) for _ in range(repeats)]
-    for stage in ways[0]:
-        print(f"{stage:<42}{statistics.median(way[stage] for way in ways):6.2f} s")
+        cold = [to_first_step(folder, {}) for _ in range(repeats)]
+        with running_ray() as address:
+            to_first_step(folder, address)
+            warm = [to_first_step(folder, address) for _ in range(repeats)]
+    print(f"{'':<42}{'cold':>6}{'warm Ray':>12}")
+    for stage in cold[0]:
+        medians = [statistics.median(way[stage] for way in ways) for ways in (cold, warm)]
+        print(f"{stage:<42}{medians[0]:6.2f} s{medians[1]:10.2f} s")
+
+
+@contextlib.contextmanager
+def running_ray() -> Iterator[dict[str, str]]:
+    """Start a Ray for the time being; the environment with which commands join it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        yield {"RAY_ADDRESS": process.stdout.readline().strip()}
+        process.stdin.close()
 
 
 def median(repeats: int, folder: Path, *arguments: str) -> float:
@@ -54,10 +82,16 @@ def seconds(folder: Path, *arguments: str) -> float:
     return time.time() - started
 
 
-def to_first_step(folder: Path) -> dict[str, float]:
+def to_first_step(folder: Path, environment: Mapping[str, str]) -> dict[str, float]:
     """Seconds of each stage of a run, from the start of its process."""
     started = time.time()
-    subprocess.run([*COMMAND, "train", "experiment.yaml"], cwd=folder, capture_output=True, check=True)
+    subprocess.run(
+        [*COMMAND, "train", "experiment.yaml"],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=True,
+    )
     ended = time.time()
     marks = json.loads((folder / "runs" / "startup" / "logs" / "startup.json").read_text())
     return {
