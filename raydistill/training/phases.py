@@ -130,14 +130,14 @@ class _Events:
     """Moments of a GPU: events in its stream."""
 
     def now(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def passed(self, moment: torch.cuda.Event, *, wait: bool) -> bool:
         if wait:
             moment.synchronize()
-        return wait or moment.query()
+        return wait or bool(moment.query())  # type: ignore[no-untyped-call]
 
     def between(self, began: torch.cuda.Event, ended: torch.cuda.Event) -> float:
-        return began.elapsed_time(ended) / 1000.0
+        return float(began.elapsed_time(ended)) / 1000.0  # type: ignore[no-untyped-call]
