@@ -76,18 +76,19 @@ class MlflowRun:
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         """See ``trackers.TrackedRun``."""
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            self._id, metrics=[Metric(_name(name), value, now, epoch) for name, value in metrics.items()]
-        )
+        told = [Metric(_name(name), value, now, epoch) for name, value in metrics.items()]
+        self._client.log_batch(self._id, metrics=told)
 
     def end(self, status: Status, summary: Mapping[str, Any], files: list[Path]) -> None:
         """See ``trackers.TrackedRun``; numbers of the result are metrics ``result/...``."""
-        for name, value in summary.items():
-            if isinstance(value, int | float):
-                self._client.log_metric(self._id, f"result/{name}", float(value))
-        for file in files:
-            self._client.log_artifact(self._id, str(file))
-        self._client.set_terminated(self._id, STATUSES[status])
+        self.log(
+            {f"result/{name}": float(value) for name, value in summary.items() if isinstance(value, int | float)}, 0
+        )
+        try:  # files may go elsewhere than all the rest
+            for file in files:
+                self._client.log_artifact(self._id, str(file))
+        finally:
+            self._client.set_terminated(self._id, STATUSES[status])
 
 
 def _log_parameters(client: MlflowClient, run: Run, values: Mapping[str, Any]) -> None:

@@ -140,4 +140,4 @@ class _Events:
         return wait or bool(moment.query())  # type: ignore[no-untyped-call]
 
     def between(self, began: torch.cuda.Event, ended: torch.cuda.Event) -> float:
-        return float(began.elapsed_time(ended)) / 1000.0
+        return float(began.elapsed_time(ended)) / 1000.0  # type: ignore[no-untyped-call]

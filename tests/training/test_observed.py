@@ -23,6 +23,7 @@ def runs_in(store: str) -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
 
 
+@pytest.mark.slow
 def test_of_several_workers_the_first_one_is_profiled(tmp_path: Path) -> None:
     scale = {"workers": 2, "cpus_per_worker": 1}
     settings = {"epochs": 1, "batch_size": 64}  # three steps
