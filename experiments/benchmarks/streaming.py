@@ -9,9 +9,9 @@ them. Every process of the run is looked at four times a second. The numbers are
 process has for itself, and its part of what it shares with others, such as Ray's object store) summed over the
 processes of a kind, the largest in each quarter of the steps. What a shard or a library maps of a file counts too.
 
-speed: `raydistill train` of a resnet8 on a subset, from memory and from the disk, with as many threads for the student;
-and, in a process with the same sessions and steps, how long a step waits for its data. The tiny student shows what the
-one reading task delivers at most, with row groups of a thousand images, and from a copy that holds images one by one.
+speed: sessions and steps of a worker, in a process with one thread, on a subset from memory and from the disk:
+images/s, and how long a step waits for its data. The tiny student shows what the one reading task delivers at most,
+with row groups of a thousand images, and from a copy that holds images one by one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,13 @@ GROWTH_MIB = 128  # after the first quarter, over all processes: what allocators
 WAIT_SHARE, RATIO = 0.05, 0.95
 SECONDS_BETWEEN_LOOKS = 0.25
 TINY = "streaming:student"
-WAITS = (("resnet8", "resnet8", False), ("tiny", TINY, False), ("tiny, data.spool", TINY, True))
+WAYS = {  # student, reading, whether from a copy
+    "resnet8, resident": ("resnet8", "resident", False),
+    "resnet8, stream": ("resnet8", "stream", False),
+    "tiny, resident": (TINY, "resident", False),
+    "tiny, stream": (TINY, "stream", False),
+    "tiny, stream, data.spool": (TINY, "stream", True),
+}
 COMMAND = [sys.executable, "-m", "raydistill.cli"]
 
 
@@ -79,11 +85,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where all of it is made; kept, and used again by the next call")
     parser.add_argument("--part", choices=["memory", "speed"], help="only one of the two")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.add_argument("--waits", metavar="MODEL", help=argparse.SUPPRESS)
-    parser.add_argument("--spool", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.waits:
-        print(json.dumps(waits(given.folder, given.waits, spool=given.spool)))
+    if given.way:
+        print(json.dumps(waits(given.folder, given.way)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).absolute()
@@ -170,10 +175,6 @@ def experiment(folder: Path) -> dict[str, Any]:
     }
 
 
-def of_subset(model: str) -> list[str]:
-    return [f"data.subset={SUBSET}", f"student.model={model}", f"train.epochs={SPEED_EPOCHS}"]
-
-
 def run(folder: Path, *arguments: str) -> None:
     """Run a command of raydistill to its end."""
     subprocess.run([*COMMAND, *arguments], cwd=folder, env=environment(folder), check=True, stdout=subprocess.DEVNULL)
@@ -245,27 +246,18 @@ def history(folder: Path, name: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
 
 
-def measure_speed(folder: Path) -> dict[str, Any]:
-    """Images/s of a resnet8 after its first epoch, from memory and from the disk, and how long steps wait."""
-    ways = {
-        "stream": [],
-        "resident": ["data.reading=resident", "cache.read=resident"],
-        "resident, both CPUs": ["data.reading=resident", "cache.read=resident", "scale.cpus_per_worker=null"],
-    }
-    rates = {}
-    run(folder, "cache", "build", "experiment.yaml", *of_subset("resnet8"))
-    for number, (way, overrides) in enumerate(ways.items()):
-        run(folder, "train", "experiment.yaml", *of_subset("resnet8"), *overrides, f"name=speed{number}")
-        rates[way] = statistics.median(record["images_per_s"] for record in history(folder, f"speed{number}")[1:])
+def measure_speed(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Train on a subset in each way, in processes of their own."""
+    run(folder, "cache", "build", "experiment.yaml", f"data.subset={SUBSET}")
     told = {}
-    for name, model, spool in WAITS:
-        command = [sys.executable, __file__, "--folder", str(folder), "--waits", model] + ["--spool"] * spool
-        output = subprocess.run(command, env=environment(folder), check=True, capture_output=True, text=True).stdout
-        told[name] = json.loads(output.splitlines()[-1])
-    return {"images_per_s": rates, "waits": told}
+    for way in WAYS:
+        command = [sys.executable, __file__, "--folder", str(folder), "--way", way]
+        output = subprocess.run(command, env=environment(folder), check=True, stdout=subprocess.PIPE, text=True).stdout
+        told[way] = json.loads(output.splitlines()[-1])
+    return told
 
 
-def waits(folder: Path, model: str, *, spool: bool) -> list[dict[str, float]]:
+def waits(folder: Path, way: str) -> list[dict[str, float]]:
     """Train in this process; return images/s, share of the time that was waiting, and the first step's, by epoch."""
     from raydistill.cluster import ensure_ray
     from raydistill.config import parse_experiment
@@ -273,10 +265,13 @@ def waits(folder: Path, model: str, *, spool: bool) -> list[dict[str, float]]:
     from raydistill.training.session import assemble
     from raydistill.training.step import descend
 
+    model, reading, spool = WAYS[way]
     chosen = parse_experiment(experiment(folder)).override(
         {
             "data.subset": SUBSET,
+            "data.reading": reading,
             "data.spool": str(folder / "copies") if spool else None,
+            "cache.read": reading,
             "student.model": model,
             "train.epochs": SPEED_EPOCHS,
         }
@@ -320,18 +315,19 @@ def show(found: dict[str, Any]) -> None:
         show_speed(found["speed"])
 
 
-def show_speed(speed: dict[str, Any]) -> None:
-    rates = speed["images_per_s"]
-    print(f"\nresnet8 on {SUBSET} images, images/s after the first epoch: ", end="")
-    print(", ".join(f"{way} {rate:.0f}" for way, rate in rates.items()))
-    ratio = rates["stream"] / rates["resident"]
-    print(f"stream / resident {ratio:.2f}, at least {RATIO}: {'met' if ratio >= RATIO else 'MISSED'}")
-    print(f"{'student':<22}{'epoch':>6}{'images/s':>10}{'waited for data':>17}{'for the first step':>20}")
-    for model, epochs in speed["waits"].items():
+def show_speed(speed: dict[str, list[dict[str, float]]]) -> None:
+    print(f"\n{f'{SUBSET} images, one thread':<28}{'epoch':>6}{'images/s':>10}{'waited':>9}{'for the first step':>20}")
+    for way, epochs in speed.items():
         for number, row in enumerate(epochs, start=1):
             rate, waited, first = row["images_per_s"], row["waited"], row["first_s"]
-            print(f"{model:<22}{number:>6}{rate:>10.0f}{waited:>16.1%}{first:>18.2f} s")
-    waited = max(row["waited"] for row in speed["waits"]["resnet8"][1:])
+            print(f"{way:<28}{number:>6}{rate:>10.0f}{waited:>9.1%}{first:>18.2f} s")
+    resident, streamed = (
+        statistics.median(row["images_per_s"] for row in speed[f"resnet8, {reading}"][1:])
+        for reading in ("resident", "stream")
+    )
+    ratio = streamed / resident
+    print(f"resnet8, stream / resident: {ratio:.2f}, at least {RATIO}: {'met' if ratio >= RATIO else 'MISSED'}")
+    waited = max(row["waited"] for row in speed["resnet8, stream"][1:])
     print(
         f"resnet8 waits at most {WAIT_SHARE:.0%} after the first epoch: {'met' if waited <= WAIT_SHARE else 'MISSED'}"
     )
