@@ -6,6 +6,8 @@ import logging
 import os
 from typing import Any
 
+from raydistill.errors import ConfigError
+
 QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -20,21 +22,39 @@ QUIET = {
 """Ray's switches: fewer processes beside a run on one machine, no output but ours, paths as the user gave them."""
 
 LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
-"""Switches of a Ray that is started here. Without the first one Ray turns 127.0.0.1 back into the machine's own address
-and listens to everybody; without the second it starts processes that no actor takes over, while a run waits."""
+"""Switches of a Ray on loopback. Without the first one Ray turns 127.0.0.1 back into the machine's own address: one
+that is started listens to everybody, and who joins another waits for ever. Without the second it starts processes that
+no actor takes over, while a run waits."""
 
 
 def ensure_ray(**options: Any) -> None:
-    """Join the Ray that this process is connected to, or start one that is bound to loopback and writes to files."""
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    for name, value in QUIET.items() if joins else {**QUIET, **LOCAL}.items():
+    """Join the Ray that RAY_ADDRESS names, or start one that is bound to loopback and writes to files.
+
+    Raises:
+        ConfigError: where there is none at that address, or it does not let this process in.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    joins, on_loopback = bool(address), not address or address.startswith(("127.", "localhost"))
+    for name, value in {**QUIET, **LOCAL}.items() if on_loopback else QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         return
     local = {} if joins else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **{**local, **options})
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **{**local, **options})
+    except ConnectionError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS = {address}: no Ray can be joined there ({_last_words(error)}); start one, or unset it to "
+            "let this command start its own"
+        ) from None
+
+
+def _last_words(error: BaseException) -> str:
+    """Return the last line of what caused an error, where Ray says what went wrong."""
+    cause = error.__cause__ or error
+    return str(cause).strip().splitlines()[-1][:300]
 
 
 def object_store_bytes() -> int:

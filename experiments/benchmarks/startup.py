@@ -62,12 +62,19 @@ def main() -> None:
 @contextlib.contextmanager
 def running_ray() -> Iterator[dict[str, str]]:
     """Start a Ray for the time being; the environment with which commands join it."""
+    alone = {"RAY_AUTH_MODE": "disabled"}  # it listens on loopback; a token would have to be shared by a file
     with subprocess.Popen(
-        [sys.executable, "-c", RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", RAY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **alone},
     ) as process:
         assert process.stdin and process.stdout
-        yield {"RAY_ADDRESS": process.stdout.readline().strip()}
-        process.stdin.close()
+        try:
+            yield {"RAY_ADDRESS": process.stdout.readline().strip(), **alone}
+        finally:
+            process.stdin.close()
 
 
 def median(repeats: int, folder: Path, *arguments: str) -> float:
