@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 from raydistill.errors import ConfigError
@@ -41,14 +42,35 @@ def ensure_ray(**options: Any) -> None:
 
     if ray.is_initialized():
         return
-    local = {} if joins else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    # Not the one that `ray start` noted down last, which may be gone, or somebody else's.
+    own = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **{**local, **options})
+        ray.init(
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=True,
+            **{**({} if joins else own), **options},
+        )
     except ConnectionError as error:
         raise ConfigError(
             f"RAY_ADDRESS = {address}: no Ray can be joined there ({_last_words(error)}); start one, or unset it to "
             "let this command start its own"
         ) from None
+
+
+def joins_another() -> bool:
+    """Whether this process is, or will be, in a Ray that it does not start."""
+    ray = sys.modules.get("ray")  # not imported here: it reads our switches as it is
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+
+
+def has_dashboard() -> bool:
+    """Whether the running Ray has one, which answers questions about actors too; unknown counts as yes."""
+    try:
+        from ray._private.worker import get_dashboard_url
+    except ImportError:
+        return True
+    return bool(get_dashboard_url())
 
 
 def _last_words(error: BaseException) -> str:

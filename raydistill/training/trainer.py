@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from raydistill.cluster import ensure_ray, object_store_bytes
+from raydistill.cluster import ensure_ray, joins_another, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, DivergedError, InputError, RaydistillError, RunError, named_error
 from raydistill.training.exhaustion import memory_advice
@@ -155,13 +155,14 @@ def prepare_while_ray_starts(experiment: Experiment, marks: dict[str, float]) ->
     Ray starts in this thread, because its processes die with the thread that started them.
     """
     started = threading.Event()
+    head_start = 0.0 if joins_another() else RAY_HEAD_START_S
 
     def store_bytes() -> int:
         started.wait()
         return object_store_bytes()
 
     with ThreadPoolExecutor(max_workers=1) as preparing:
-        arrays = preparing.submit(_prepared_arrays, experiment, marks, store_bytes)
+        arrays = preparing.submit(_prepared_arrays, experiment, marks, store_bytes, head_start)
         try:
             ensure_ray()
         finally:
@@ -181,8 +182,10 @@ def _start_coordinator() -> None:
         get_or_create_autoscaling_coordinator()
 
 
-def _prepared_arrays(experiment: Experiment, marks: dict[str, float], store_bytes: Callable[[], int]) -> dict[str, Any]:
-    time.sleep(RAY_HEAD_START_S)
+def _prepared_arrays(
+    experiment: Experiment, marks: dict[str, float], store_bytes: Callable[[], int], head_start: float
+) -> dict[str, Any]:
+    time.sleep(head_start)
     from raydistill.training.material import prepare, to_arrays
 
     arrays = to_arrays(prepare(experiment, store_bytes))
@@ -215,11 +218,10 @@ def watched(work: Callable[[], None], folder: RunFolder, watch: Watch) -> None:
 def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any], resources: Mapping[str, Any]) -> None:
     """Run the TorchTrainer and raise what its workers left word of, or Ray's own error."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
 
-    from raydistill.training.backend import GroupConfig
+    from raydistill.training.backend import GroupConfig, Trainer
 
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _worker,
         train_loop_config=job,
         torch_config=cast(Any, GroupConfig()),
