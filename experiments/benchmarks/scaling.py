@@ -226,6 +226,7 @@ def build() -> dict[int, float]:
 def reading(rounds: int) -> dict[str, float]:
     """Rows a second of each way, the median of rounds that take turns."""
     from cache import WIDTH, content_of, stored
+
     from raydistill.teachers.rows import HeldRows, StoredRows
 
     rows = {"embedding": np.random.default_rng(0).standard_normal((ROWS, WIDTH), dtype=np.float32)}

@@ -1,8 +1,8 @@
 """Images a second of cached training, as ratios to training without a teacher and to distillation as it is usual.
 
-    python experiments/benchmarks/training.py [--threads 2] [--rounds 7] [--steps 20] [--device cpu] [--json]
+    python experiments/benchmarks/training.py [--student wrn_16_2] [--threads 2] [--other-sizes]
 
-Fashion-MNIST padded to 3 x 32 x 32, batch 64, student wrn_16_2; teacher outputs are random numbers of the shapes of
+Fashion-MNIST padded to 3 x 32 x 32, batch 64; teacher outputs are random numbers of the shapes of
 wrn_40_2's, which take the time of real ones. All ways take turns within one process: a round is so many steps of each.
 Printed is the median of the rounds' ratios, since machines slow down for seconds at a time.
 
@@ -11,8 +11,8 @@ Printed is the median of the rounds' ratios, since machines slow down for second
 2. Against the usual loop of the public code: PIL transforms in a DataLoader of two processes, the teacher in every
    step, for CRD negatives drawn for each sample on the CPU and B x 16385 rows of both banks gathered.
 
-Without ``--paper-sizes`` queues have 16384 keys. With it those of the papers are measured too, for which there is no
-target: products with 65536 to 128000 keys or prototypes are then a good part of such a small student's step.
+Queues have 16384 keys, the rest is as the methods' defaults. With ``--other-sizes`` those of the papers and of
+``experiments/fashion-mnist`` are measured too, for which there is no target.
 """
 
 from __future__ import annotations
@@ -47,12 +47,22 @@ from raydistill.training.session import Session, assemble
 from raydistill.training.step import descend
 
 BATCH, CLASSES, SIDE = 64, 10, 32
-TEACHER, STUDENT = "wrn_40_2", "wrn_16_2"
+TEACHER = "wrn_40_2"
 WIDTH, NEGATIVES = 128, 16384
 TEMPERATURE = 4.0
 MEAN, STD = (0.286,) * 3, (0.353,) * 3
 
 Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all ways train on."""
+
+    student: str
+    images: Tensor
+    labels: Tensor
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,9 @@ CACHED: dict[str, tuple[dict[str, Any], float | None]] = {
     "crd": ({"ce": {}, "crd": {"negatives": NEGATIVES}}, 0.88),
     "cocord": ({"ce": {}, "cocord": {}}, 0.35),
 }
-PAPER_SIZES: dict[str, tuple[dict[str, Any], float | None]] = {
+OTHER_SIZES: dict[str, tuple[dict[str, Any], float | None]] = {
+    "cocord, heads of 512": ({"ce": {}, "cocord": {"hidden": 512, "dimension": 512}}, None),
+    "compress, 2048 keys": ({"compress": {"queue": 2048, "queues": "1q"}}, None),
     "compress, 128000 keys": ({"compress": {"queue": 128_000, "queues": "1q"}}, None),
     "seed, 65536 keys": ({"seed": {"queue": 65_536}}, None),
 }
@@ -87,18 +99,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--paper-sizes", action="store_true")
+    parser.add_argument("--other-sizes", action="store_true")
+    parser.add_argument("--student", default="wrn_16_2")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     out = sys.stderr if options.json else sys.stdout
     device = torch.device(options.device)
-    images, labels = padded_images(options.root)
+    work = Work(options.student, *padded_images(options.root), device)
 
     made = []
     for title, ways in (
-        ("cached training against a bare loop without a teacher", cached_ways(images, labels, device, options)),
-        ("cached training against the usual loop", usual_ways(images, labels, device)),
+        ("cached training against a bare loop without a teacher", cached_ways(work, other_sizes=options.other_sizes)),
+        ("cached training against the usual loop", usual_ways(work)),
     ):
         print(f"\n{title}\n{'':<26}{'images/s':>10}{'ratio':>8}{'least':>8}{'most':>8}  wanted", file=out)
         for row in measured(ways, device, rounds=options.rounds, steps=options.steps):
@@ -143,38 +156,38 @@ def measured(ways: list[Way], device: torch.device, *, rounds: int, steps: int) 
         }
 
 
-def cached_ways(images: Tensor, labels: Tensor, device: torch.device, options: argparse.Namespace) -> list[Way]:
+def cached_ways(work: Work, *, other_sizes: bool) -> list[Way]:
     """The bare loop, and every method from the cache."""
-    cases = CACHED | (PAPER_SIZES if options.paper_sizes else {})
-    ways = [Way("bare loop", bare_loop(images, labels, device))]
-    ways += [Way(name, ours(methods, images, labels, device), wanted) for name, (methods, wanted) in cases.items()]
+    cases = CACHED | (OTHER_SIZES if other_sizes else {})
+    ways = [Way("bare loop", bare_loop(work))]
+    ways += [Way(name, ours(methods, work), wanted) for name, (methods, wanted) in cases.items()]
     return ways
 
 
-def usual_ways(images: Tensor, labels: Tensor, device: torch.device) -> list[Way]:
+def usual_ways(work: Work) -> list[Way]:
     """The usual loops, and ours for the same methods."""
     crd = {"ce": {}, "crd": {"negatives": NEGATIVES}}
     return [
-        Way("usual kd", usual_loop(images, labels, device, contrast=False), against="usual kd"),
-        Way("kd from the cache", ours({"ce": {}, "kd": {}}, images, labels, device), 2.0, "usual kd"),
-        Way("usual crd", usual_loop(images, labels, device, contrast=True), against="usual crd"),
-        Way("crd from the cache", ours(crd, images, labels, device), 5.0, "usual crd"),
+        Way("usual kd", usual_loop(work, contrast=False), against="usual kd"),
+        Way("kd from the cache", ours({"ce": {}, "kd": {}}, work), 2.0, "usual kd"),
+        Way("usual crd", usual_loop(work, contrast=True), against="usual crd"),
+        Way("crd from the cache", ours(crd, work), 5.0, "usual crd"),
     ]
 
 
-def ours(methods: dict[str, Any], images: Tensor, labels: Tensor, device: torch.device) -> Step:
+def ours(methods: dict[str, Any], work: Work) -> Step:
     """A step of the product's session, with what its loop does around it."""
     experiment = parse_experiment(
         {
             "name": "training",
             "data": {"name": "fashion_mnist", "root": "unused", "validation": 0.1, "augment": {"crop": 4, "flip": 0.5}},
             "teacher": {"model": TEACHER, "weights": "none"},
-            "student": {"model": STUDENT},
+            "student": {"model": work.student},
             "methods": methods,
             "train": {"epochs": 1000, "batch_size": BATCH, "optimizer": {"lr": 0.05, "weight_decay": 5e-4}},
         }
     )
-    session = assemble(experiment, material_of(images, labels), device=device)
+    session = assemble(experiment, material_of(work), device=work.device)
     session.model.train()
     steps = endless(session)
 
@@ -198,8 +211,9 @@ def endless(session: Session) -> Iterator[None]:
             yield
 
 
-def material_of(images: Tensor, labels: Tensor) -> Material:
+def material_of(work: Work) -> Material:
     """The images, and teacher outputs as a cache of one view would hold them in memory."""
+    images, labels = work.images, work.labels
     ids = torch.arange(len(images))
     whole = DecodedImages(decoded=images, labels=labels, ids=ids, num_classes=CLASSES, mean=MEAN, std=STD)
     generator = np.random.default_rng(0)
@@ -210,11 +224,12 @@ def material_of(images: Tensor, labels: Tensor) -> Material:
     return Material(whole, whole.take(ids[:BATCH]), tables=(table,), table_views=((0,),))
 
 
-def bare_loop(images: Tensor, labels: Tensor, device: torch.device) -> Step:
+def bare_loop(work: Work) -> Step:
     """What anybody would write for a student alone, with the images in memory."""
-    student = build_model(STUDENT, CLASSES, in_channels=3).to(device, memory_format=torch.channels_last).train()
+    device = work.device
+    student = build_model(work.student, CLASSES, in_channels=3).to(device, memory_format=torch.channels_last).train()
     optimizer = sgd(student.parameters())
-    images, labels = images.to(device), labels.to(device)
+    images, labels = work.images.to(device), work.labels.to(device)
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
     order = torch.randperm(len(images))
     batches = iter(order[: len(order) // BATCH * BATCH].view(-1, BATCH).repeat(1000, 1))
@@ -230,9 +245,10 @@ def bare_loop(images: Tensor, labels: Tensor, device: torch.device) -> Step:
     return step
 
 
-def usual_loop(images: Tensor, labels: Tensor, device: torch.device, *, contrast: bool) -> Step:
+def usual_loop(work: Work, *, contrast: bool) -> Step:
     """The step of the public distillation code."""
-    student, teacher = (build_model(name, CLASSES, in_channels=3).to(device) for name in (STUDENT, TEACHER))
+    images, labels, device = work.images, work.labels, work.device
+    student, teacher = (build_model(name, CLASSES, in_channels=3).to(device) for name in (work.student, TEACHER))
     student.train()
     teacher.eval()
     banks = UsualBanks(len(images), device) if contrast else None
