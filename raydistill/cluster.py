@@ -42,6 +42,9 @@ def ensure_ray(**options: Any) -> None:
 
     if ray.is_initialized():
         return
+    if on_loopback:
+        # Ray reads that switch as it is imported, which somebody else may have done before.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # Not the one that `ray start` noted down last, which may be gone, or somebody else's.
     own = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:

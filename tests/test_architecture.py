@@ -37,6 +37,7 @@ RAY_MAY_BE_IMPORTED_BY = {
     "training/backend.py",
     "training/streaming.py",
     "training/trainer.py",
+    "training/worker.py",
     "tuning/space.py",
     "tuning/sweep.py",
 }

@@ -34,8 +34,9 @@ from torch.nn.parallel import DistributedDataParallel
 from raydistill.config import Experiment, parse_experiment
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
+from raydistill.training.assembly import assemble
 from raydistill.training.material import prepare
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from raydistill.training.step import descend
 
 RANKS = 2

@@ -261,8 +261,8 @@ def waits(folder: Path, way: str) -> list[dict[str, float]]:
     """Train in this process; return images/s, share of the time that was waiting, and the first step's, by epoch."""
     from raydistill.cluster import ensure_ray
     from raydistill.config import parse_experiment
+    from raydistill.training.assembly import assemble
     from raydistill.training.material import prepare
-    from raydistill.training.session import assemble
     from raydistill.training.step import descend
 
     model, reading, spool = WAYS[way]

@@ -39,11 +39,12 @@ from raydistill.config import parse_experiment
 from raydistill.data.idx import read_idx
 from raydistill.data.image_set import DecodedImages
 from raydistill.models.zoo import build_model
+from raydistill.training.assembly import assemble
 from raydistill.training.lookout import Lookout
 from raydistill.training.material import Material
 from raydistill.training.meter import Meter
 from raydistill.training.optimisation import SGD
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from raydistill.training.step import descend
 
 BATCH, CLASSES, SIDE = 64, 10, 32

@@ -28,8 +28,9 @@ from raydistill.methods.registry import METHODS
 from raydistill.models.batch_norm import GlobalBatchNorm
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
+from raydistill.training.assembly import assemble
 from raydistill.training.material import prepare
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from raydistill.training.step import descend
 
 FLOAT, INT = 4, 8

@@ -24,6 +24,8 @@ SUCCESS = "_SUCCESS"
 CONFIG = "config.yaml"
 NOTICES = "notices.jsonl"
 ATTEMPTS = "attempts.jsonl"
+CHECKPOINTS = "checkpoints"
+PROFILE = "profile"
 PACKAGES = ("raydistill", "torch", "torchvision", "ray", "numpy", "pandas", "pyarrow", "pydantic")
 
 
@@ -82,7 +84,7 @@ class RunFolder:
         """
         if not resume and (self.path / CONFIG).is_file():
             self.path.rename(_free_name(self.path))
-        make_folders(self.path / "logs", self.path / "checkpoints")
+        make_folders(self.path / "logs", self.path / CHECKPOINTS)
         write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from raydistill.config import Experiment, NetworkConfig
+from raydistill.config import Experiment
 from raydistill.data.batching import Batching
-from raydistill.data.mixing import Partners, blend
+from raydistill.data.mixing import blend
 from raydistill.data.resident import ResidentSet
 from raydistill.data.views import render
-from raydistill.methods.base import Draw, Needs, Outputs, Setting, Stage, Step
-from raydistill.methods.objective import Objective
-from raydistill.models.batch_norm import synchronise_batch_norms
-from raydistill.models.loading import build_described
-from raydistill.teachers.network import load_teacher
-from raydistill.teachers.rows import HeldRows, StoredRows
+from raydistill.methods.base import Draw, Needs, Outputs, Stage, Step
 from raydistill.teachers.source import CachedTeacher, LiveTeacher
 from raydistill.training.average import AveragedStudent
-from raydistill.training.compiling import compile_student
 from raydistill.training.distiller import Distiller
-from raydistill.training.feeding import STUDENT, TEACHER, Batch, Feeder, Supply
-from raydistill.training.material import Material
-from raydistill.training.mutual import MutualDistiller
-from raydistill.training.optimisation import build_optimizer, build_scaler, build_schedule
+from raydistill.training.feeding import STUDENT, TEACHER, Batch, Feeder
 from raydistill.training.phases import TEACHER as TEACHER_PHASE
 from raydistill.training.phases import Phases
-from raydistill.training.placement import Placement, read_from
-from raydistill.training.precision import Probe, probe_precision
-from raydistill.training.requests import Plan, Request
-
-Wrap = Callable[[nn.Module], nn.Module]
+from raydistill.training.placement import Placement
+from raydistill.training.precision import Probe
+from raydistill.training.requests import Request
 
 
 @dataclass
@@ -247,79 +236,6 @@ class Session:
         )
 
 
-def assemble(
-    experiment: Experiment,
-    material: Material,
-    *,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-    readers: int = 1,
-    wrap: Wrap = lambda module: module,
-) -> Session:
-    """Build the student, the objective and the optimiser. All random initial values follow from the seed.
-
-    ``readers`` is the number of tasks that read ahead for this process, where anything lies on the disk.
-
-    Raises:
-        ConfigError, CacheError, WeightsError: where the parts do not fit each other.
-    """
-    torch.manual_seed(experiment.seed)
-    data = ResidentSet(material.train, device)
-    student = build_network(experiment.student, material).to(device)
-    peers = [build_network(peer, material).to(device) for peer in experiment.peers]
-    placement = read_from(experiment.cache.read, material, device)
-    teachers = build_teachers(experiment, material, device, placement)
-    teacher_data = ResidentSet(material.teacher_train, device) if material.teacher_train is not None else None
-    image_shape = material.train.shape
-    setting = Setting(
-        student=student.shapes(image_shape),
-        teachers=tuple(teacher.shapes for teacher in teachers),
-        student_network=student,
-        num_classes=material.train.num_classes,
-        num_samples=len(material.train),
-        batch_size=experiment.train.batch_size,
-        epochs=experiment.train.epochs,
-        labels=data.labels,
-        seed=experiment.seed,
-    )
-    distiller = (
-        MutualDistiller([student, *peers], experiment.methods, setting, image_shape)
-        if peers
-        else Distiller(student, Objective(experiment.methods, setting))
-    ).to(device)
-    distiller.to(memory_format=memory_format(experiment))
-    distiller.phases = Phases(device)
-    batching = batching_of(experiment, len(data), world_size)
-    probe = measure_precision(experiment, student, image_shape, batching, device)
-    if experiment.scale.sync_batch_norm and world_size > 1:
-        synchronise_batch_norms(distiller)
-    train = experiment.train
-    average = AveragedStudent(student, train.ema) if train.ema is not None else None
-    if train.compile:
-        compile_student(student, device, graphs=train.compile == "cuda_graphs")
-    optimizer = build_optimizer(train.optimizer, distiller.parameters())
-    return Session(
-        experiment=experiment,
-        data=data,
-        validation=ResidentSet(material.validation, device),
-        feeder=build_feeder(experiment, data, teacher_data, teachers, readers=readers),
-        teachers=teachers,
-        distiller=distiller,
-        model=wrap(distiller),
-        optimizer=optimizer,
-        schedule=build_schedule(train, optimizer, steps_per_epoch=batching.steps),
-        rank=rank,
-        world_size=world_size,
-        stages=distiller.objective.stages(student),
-        teacher_data=teacher_data,
-        placement=placement,
-        average=average,
-        scaler=build_scaler(optimizer, device) if train.precision == "fp16" else None,
-        probe=probe,
-    )
-
-
 def batching_of(experiment: Experiment, images: int, workers: int) -> Batching:
     """Return how an epoch of so many images is cut. Raises ``ConfigError`` where it cannot be."""
     train = experiment.train
@@ -329,80 +245,3 @@ def batching_of(experiment: Experiment, images: int, workers: int) -> Batching:
 def memory_format(experiment: Experiment) -> torch.memory_format:
     """Return how images, maps and weights of four dimensions lie in memory."""
     return torch.channels_last if experiment.train.channels_last else torch.contiguous_format
-
-
-def measure_precision(
-    experiment: Experiment, student: nn.Module, image_shape: tuple[int, ...], batching: Batching, device: torch.device
-) -> Probe | None:
-    """Measure the student on noise, as many images as a worker's largest micro-batch; None where nobody asks."""
-    if experiment.train.precision != "auto":
-        return None
-    noise = torch.randn(batching.shares(0)[0][0], *image_shape, generator=torch.Generator().manual_seed(0))
-    return probe_precision(student, noise.to(device, memory_format=memory_format(experiment)))
-
-
-def build_network(config: NetworkConfig, material: Material) -> Any:
-    """Return the student or a peer of it, with the weights of the experiment where it names some."""
-    return build_described(config, material.train.num_classes, material.train.shape[0])
-
-
-def build_feeder(
-    experiment: Experiment,
-    data: ResidentSet,
-    teacher_data: ResidentSet | None,
-    teachers: Sequence[CachedTeacher | LiveTeacher],
-    *,
-    readers: int = 1,
-) -> Feeder:
-    """Sort what steps take into what lies near and far; ``readers`` tasks at a time read what lies far."""
-    sides = {STUDENT: data} | ({TEACHER: teacher_data} if teacher_data is not None else {})
-    cached = {number: teacher for number, teacher in enumerate(teachers) if isinstance(teacher, CachedTeacher)}
-    near = Supply(
-        {side: images for side, images in sides.items() if images.resident},
-        {number: teacher for number, teacher in cached.items() if not teacher.stored},
-    )
-    far = Supply(
-        {side: images.source for side, images in sides.items() if not images.resident},
-        {number: teacher for number, teacher in cached.items() if teacher.stored},
-    )
-    views = experiment.cache.views if cached else 0
-    plan = Plan(
-        ids=data.ids,
-        seed=experiment.seed,
-        augment_seed=experiment.cache.seed if views else experiment.seed,
-        cached_views=views,
-        augment=experiment.data.augment,
-        size=data.shape[1:],
-        partners=Partners.within(data.ids, data.ids) if experiment.data.augment.mixing else None,
-    )
-    return Feeder(near, far, plan, data.device, readers=readers)
-
-
-def build_teachers(
-    experiment: Experiment, material: Material, device: torch.device, placement: Placement | None = None
-) -> tuple[CachedTeacher | LiveTeacher, ...]:
-    """Return the source of each teacher's outputs, or none where no method asks for any."""
-    if not experiment.all_needs.teacher:
-        return ()
-    place = placement.place(device) if placement is not None else device
-    return tuple(
-        _build_teacher(experiment, number, material, device, place) for number in range(len(experiment.teachers))
-    )
-
-
-def _build_teacher(
-    experiment: Experiment, number: int, material: Material, device: torch.device, place: torch.device
-) -> CachedTeacher | LiveTeacher:
-    config, needs = experiment.teachers[number], experiment.all_needs
-    if config.source == "cache":
-        table = material.tables[number]
-        if isinstance(table, StoredRows):
-            return CachedTeacher(table, needs)
-        return CachedTeacher(HeldRows(table, material.table_views[number], place), needs)
-    shape = (material.train if material.teacher_train is None else material.teacher_train).shape
-    network = load_teacher(config, num_classes=material.train.num_classes, in_channels=shape[0])
-    return LiveTeacher(
-        network.to(device).to(memory_format=torch.channels_last),
-        needs,
-        image_shape=shape,
-    )

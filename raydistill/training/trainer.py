@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import time
@@ -11,32 +10,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from raydistill.cluster import ensure_ray, joins_another, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
-from raydistill.errors import ConfigError, DivergedError, InputError, RaydistillError, RunError, named_error
+from raydistill.errors import ConfigError, InputError, RunError, named_error
 from raydistill.training.exhaustion import memory_advice
-from raydistill.training.run_folder import RunFolder, claimed
+from raydistill.training.run_folder import PROFILE, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
-
-if TYPE_CHECKING:
-    from raydistill.training.session import Session
-    from raydistill.training.shelf import Shelf
 
 Watch = Callable[[RunFolder], None]
 
 STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "model.safetensors"
-CHECKPOINTS = "checkpoints"
 RAY_STATE = "ray_train"
-PROFILE = "profile"
 POLL_S = 0.25
 READERS_SHARE = 0.25
 """Of Ray's CPUs that workers leave to tasks that read ahead, where there are such; at least one, if they have two."""
-FRUITLESS_ATTEMPTS = 5
-"""A run ends when so many attempts in a row died between the same checkpoint and the next one, whatever
-``scale.max_failures`` allows."""
 FAILED_STARTS = 10
 """A run ends when its workers could not be started so often: each time Ray waits a minute for lost nodes to return."""
 RAY_HEAD_START_S = 1.5
@@ -220,9 +210,10 @@ def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any],
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
     from raydistill.training.backend import GroupConfig, Trainer
+    from raydistill.training.worker import train_in_worker
 
     trainer = Trainer(
-        _worker,
+        train_in_worker,
         train_loop_config=job,
         torch_config=cast(Any, GroupConfig()),
         scaling_config=ScalingConfig(**resources),
@@ -289,131 +280,3 @@ def _resources(experiment: Experiment, *, reads_ahead: bool) -> tuple[dict[str, 
     }
     spare = int(available["CPU"]) - cpus * scale.workers
     return resources, max(1, spare // scale.workers)
-
-
-def _worker(job: dict[str, Any]) -> None:
-    """What every worker runs: assemble, continue from the last checkpoint, train."""
-    import ray
-
-    context = ray.train.get_context()
-    folder = RunFolder(Path(job["folder"]))
-    try:
-        _train_in_worker(job, folder)
-    except DivergedError as error:  # all ranks do, and would again at the same place
-        if context.get_world_rank() == 0:
-            folder.write_failure("RunError", str(error))
-            folder.write_diverged(error.found)
-    except RaydistillError as error:  # also of one rank alone, such as an image that it was to read
-        folder.write_failure(type(error).__name__, str(error))
-        if context.get_world_size() > 1:  # the other ranks would wait for this one for ever
-            raise
-    except (OSError, MemoryError, RuntimeError) as error:
-        advice = memory_advice(error)
-        if advice is None and not isinstance(error, OSError):
-            raise
-        if context.get_world_rank() == 0 or advice is not None:
-            folder.write_failure("RunError", advice or str(error))
-        if context.get_world_size() > 1:  # the other ranks would wait for this one for ever
-            raise
-
-
-def _train_in_worker(job: dict[str, Any], folder: RunFolder) -> None:
-    started = time.time()
-    import ray.train.torch
-    import torch
-
-    from raydistill.training.due import Due
-    from raydistill.training.keeping import CheckpointKeeper
-    from raydistill.training.material import from_arrays
-    from raydistill.training.profiling import Profiler, TorchProfiler
-    from raydistill.training.run import run
-    from raydistill.training.session import assemble
-    from raydistill.training.shelf import Shelf
-
-    context = ray.train.get_context()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    experiment = parse_experiment(job["experiment"])
-    material = from_arrays(ray.get(job["material"]))
-    session = assemble(
-        experiment,
-        material,
-        device=ray.train.torch.get_device(),
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        readers=job["readers"],
-        wrap=partial(_wrap, experiment),
-    )
-    shelf = Shelf(folder.path / CHECKPOINTS)
-    if not _continue(session, shelf, folder):
-        return
-    folder.note_start({**job["marks"], "worker_started": started, "assembled": time.time(), "pid": os.getpid()})
-    config = experiment.train.checkpoint
-    profiled = job["profile"] and session.rank == 0
-    with CheckpointKeeper(shelf, config, Due(config, session.device)) as keeper:
-        run(
-            session,
-            folder,
-            after_epoch=_report,
-            after_stage_epoch=_report,
-            keeper=keeper,
-            profiler=TorchProfiler(folder.path / "logs" / PROFILE, folder.note) if profiled else Profiler(),
-            weights=job["weights"],
-        )
-
-
-def _continue(session: Session, shelf: Shelf, folder: RunFolder) -> bool:
-    """Put all ranks where the newest sound checkpoint was taken; False where rank 0 left word why the run ends."""
-    from ray.train.collective import broadcast_from_rank_zero
-
-    from raydistill.training.checkpoint import read_state, restore
-
-    chosen: str | None = None
-    if session.rank == 0:
-        folder.forget_failure()
-        try:
-            chosen = _choose_and_continue(session, shelf, folder)
-        except RunError as error:
-            folder.write_failure("RunError", str(error))
-    chosen = broadcast_from_rank_zero(chosen)
-    if chosen and session.rank != 0:
-        restore(session, read_state(shelf.folder / chosen, session.device), shelf.folder / chosen)
-    return chosen is not None
-
-
-def _choose_and_continue(session: Session, shelf: Shelf, folder: RunFolder) -> str:
-    """Return the name of the checkpoint from which this session now goes on, empty where there is none."""
-    from raydistill.training.checkpoint import restore
-
-    taken = shelf.take(session.device, folder.note)
-    if taken is not None:
-        restore(session, taken[1], shelf.folder / taken[0])
-    attempts = folder.begin_attempt(session.steps_done, session.world_size)
-    place = f"step {session.steps_done % session.steps_per_epoch} of epoch {session.epoch + 1}"
-    if len(attempts) > FRUITLESS_ATTEMPTS and len(set(attempts[-FRUITLESS_ATTEMPTS - 1 :])) == 1:
-        raise RunError(
-            f"{folder.path}: {FRUITLESS_ATTEMPTS} times in a row the workers died between {place} and the next "
-            "checkpoint. See Ray's logs for the reason; or keep checkpoints more often: train.checkpoint.steps"
-        )
-    if len(attempts) > 1:
-        workers = f"{session.world_size} worker" + ("s" if session.world_size > 1 else "")
-        folder.note(
-            f"workers were lost, or their number changed; attempt {len(attempts)}, with {workers}, goes on from {place}"
-        )
-    return "" if taken is None else taken[0]
-
-
-def _wrap(experiment: Experiment, module: Any) -> Any:
-    """Wrap for distributed training without copying rank 0's buffers over the others at each step."""
-    import ray.train.torch
-
-    options: dict[str, Any] = {"forward_sync_buffers": False}
-    if not experiment.needs.trains_classifier:  # its weights get no gradient then
-        options["find_unused_parameters"] = True
-    return ray.train.torch.prepare_model(module, move_to_device=False, parallel_strategy_kwargs=options)
-
-
-def _report(metrics: Mapping[str, Any], session: Session) -> None:
-    """Tell Ray Train of an epoch; checkpoints are the run's own matter."""
-    import ray.train
-
-    ray.train.report(dict(metrics))

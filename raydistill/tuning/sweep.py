@@ -124,9 +124,9 @@ def _trial(config: Mapping[str, Any], *, experiment: dict[str, Any], root: str, 
     import torch
     from ray import tune as ray_tune
 
+    from raydistill.training.assembly import assemble
     from raydistill.training.material import from_arrays
     from raydistill.training.run import run
-    from raydistill.training.session import assemble
 
     context = ray_tune.get_context()
     resources = context.get_trial_resources().required_resources

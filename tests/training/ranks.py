@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raydistill.config import Experiment
+from raydistill.training.assembly import assemble
 from raydistill.training.loop import fit, validate
 from raydistill.training.material import prepare
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from tests.conftest import digits, teaching
 
 METHODS = {"ce": {"weight": 0.5}, "kd": {"weight": 0.5}, "pkt": {"weight": 10.0}, "seed": {"queue": 64}}

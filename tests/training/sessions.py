@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from raydistill.config import Experiment
+from raydistill.training.assembly import assemble
 from raydistill.training.material import prepare
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 
 
 def session_of(experiment: Experiment) -> Session:

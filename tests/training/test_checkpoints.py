@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raydistill.config import CheckpointConfig, Experiment
 from raydistill.errors import RunError
 from raydistill.methods.registry import METHODS, method_class
+from raydistill.training.assembly import assemble
 from raydistill.training.checkpoint import FILE, RECORD, load_checkpoint, read_record, save_checkpoint, state_of
 from raydistill.training.due import Due
 from raydistill.training.keeping import CheckpointKeeper, Keeper
@@ -25,7 +26,7 @@ from raydistill.training.material import prepare
 from raydistill.training.meter import Meter
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from raydistill.training.shelf import Shelf
 from raydistill.training.stages import run_stages
 from tests.conftest import digits, teaching

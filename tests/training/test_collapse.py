@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from raydistill import display
+from raydistill.training.assembly import assemble
 from raydistill.training.loop import fit
 from raydistill.training.material import prepare
 from raydistill.training.run import result_of
 from raydistill.training.run_folder import RunFolder
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from tests.conftest import digits
 
 SWAV = {"swav": {"prototypes": 12, "hidden": 16, "dimension": 8, "local_crops": 0}}

@@ -13,10 +13,11 @@ from raydistill.config import Experiment
 from raydistill.errors import CacheError, ConfigError
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
+from raydistill.training.assembly import assemble
 from raydistill.training.loop import fit
 from raydistill.training.material import Material, from_arrays, prepare, to_arrays
 from raydistill.training.placement import read_from, streams
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from raydistill.training.trainer import spare_cpus, train
 from tests.conftest import digits, teaching
 from tests.data_room.files import write_folder

@@ -14,11 +14,12 @@ from torch import distributed as dist
 from raydistill.config import Experiment
 from raydistill.errors import DivergedError
 from raydistill.evaluation.proportion import history_warnings, proportion_warnings
+from raydistill.training.assembly import assemble
 from raydistill.training.due import Due
 from raydistill.training.keeping import CheckpointKeeper
 from raydistill.training.loop import fit
 from raydistill.training.material import prepare
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from raydistill.training.shelf import Shelf
 from tests.conftest import digits, teaching
 

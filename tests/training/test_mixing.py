@@ -24,10 +24,11 @@ from raydistill.teachers.cache.planning import plan
 from raydistill.teachers.cache.read import find_cache
 from raydistill.teachers.cache.spot import spot_check
 from raydistill.teachers.network import teacher_of
+from raydistill.training.assembly import assemble
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from tests.conftest import digits, teaching
 from tests.methods.cases import SMALL
 from tests.teachers.stored import store

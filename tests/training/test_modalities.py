@@ -20,9 +20,10 @@ from raydistill.teachers.cache.read import find_cache
 from raydistill.teachers.cache.spot import spot_check
 from raydistill.teachers.network import teacher_of
 from raydistill.training import trainer
+from raydistill.training.assembly import assemble
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from tests.conftest import digits
 from tests.data_room.test_modalities import pairs, write_pairs
 

@@ -18,13 +18,14 @@ from raydistill.errors import CacheError, ConfigError, RunError
 from raydistill.methods.base import Loss, Needs, Stage, Step
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
+from raydistill.training.assembly import assemble
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint, state_of
 from raydistill.training.loop import fit
 from raydistill.training.material import prepare
 from raydistill.training.phases import ALWAYS
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from raydistill.training.stages import run_stages
 from tests.conftest import digits, teaching
 from tests.training.sessions import assert_equal_states, session_of

@@ -28,12 +28,13 @@ from raydistill.teachers.cache.read import TeacherCache
 from raydistill.teachers.rows import StoredRows
 from raydistill.teachers.source import CachedTeacher
 from raydistill.training import streaming
+from raydistill.training.assembly import assemble
 from raydistill.training.feeding import Supply
 from raydistill.training.loop import fit
 from raydistill.training.material import prepare
 from raydistill.training.requests import Plan
 from raydistill.training.run_folder import RunFolder
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from raydistill.training.streaming import EpochReader, Reading, stream
 from raydistill.training.trainer import train
 from tests.conftest import digits

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from raydistill.config import Experiment
+from raydistill.training.assembly import assemble
 from raydistill.training.material import from_arrays, prepare, to_arrays
-from raydistill.training.session import Session, assemble
+from raydistill.training.session import Session
 from tests.conftest import digits, teaching
 
 METHODS: dict[str, dict[str, Any]] = {
