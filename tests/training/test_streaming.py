@@ -145,6 +145,7 @@ def test_students_are_those_from_memory(
         assert without_times(left) == without_times(right)
 
 
+@pytest.mark.slow
 def test_a_worker_of_ray_train_streams_to_the_same_student(tmp_path: Path) -> None:
     """With as many threads; one that streams leaves a part of the CPUs to the tasks that read, unless told."""
     data, scale = write_parquet(tmp_path / "images"), {"cpus_per_worker": 1}
