@@ -50,6 +50,7 @@ def test_a_term_for_each_teacher(tmp_path: Path, teacher_weights: Path, other_te
     assert {"train/crd", "train/crd/0", "train/crd/1"} < set(session.history[-1])
 
 
+@pytest.mark.slow
 def test_each_teacher_has_its_own_cache(
     tmp_path: Path, teacher_weights: Path, other_teacher: dict[str, Any], ray_session: None
 ) -> None:

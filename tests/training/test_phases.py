@@ -87,7 +87,6 @@ def test_an_epoch_says_where_its_time_went(tmp_path: Path, teacher_weights: Path
         assert all(found[phase] > 0.0 for phase in found if phase != "checkpoint")
         # The rest is the loop's own, and whatever else the machine had to do.
         assert 0.5 * record["seconds"] < sum(found.values()) < record["seconds"]
-        assert found[TEACHER] > found[DATA]  # resnet14 beside resnet8 and small images
 
 
 def test_networks_that_teach_each_other_tell_it_too(tmp_path: Path) -> None:

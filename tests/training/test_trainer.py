@@ -56,6 +56,7 @@ def test_a_run_explains_itself(tmp_path: Path, teacher_weights: Path) -> None:
     load_weights(build_model("resnet8", 10, in_channels=1), run / "student.safetensors")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_resumed_to_the_same_result(tmp_path: Path) -> None:
     experiment = digits(tmp_path)
     first = train(experiment)
@@ -182,6 +183,7 @@ def test_what_only_the_workers_can_tell_is_still_an_error_of_the_input(tmp_path:
     assert not (tmp_path / "runs" / "digits").exists()
 
 
+@pytest.mark.slow
 def test_damaged_images_that_may_be_skipped_are_counted_and_listed(tmp_path: Path) -> None:
     write_folder(tmp_path / "images", each=12)
     damaged = tmp_path / "images" / "train" / "cat" / "damaged.png"
