@@ -382,6 +382,11 @@ class Experiment(Section):
     track: TrackConfig = TrackConfig()
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Label of each method -> its factor in the loss."""
+        return {label: method.weight for label, method in self.methods.items()}
+
+    @property
     def needs(self) -> Needs:
         """Union of what the methods want to see in distillation."""
         return union_of_needs(self.methods.values())

@@ -211,7 +211,7 @@ def ours(methods: dict[str, Any], work: Work) -> Step:
 
 def endless(session: Session) -> Iterator[None]:
     """Train for ever, a step at a time."""
-    weights = {label: method.weight for label, method in session.experiment.methods.items()}
+    weights = session.experiment.weights
     for epoch in count():
         meter = Meter(lambda values: None, epoch, session.steps_per_epoch, BATCH)
         lookout = Lookout(session, epoch, session.distiller.objective.needs, weights=weights)

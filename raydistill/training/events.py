@@ -8,6 +8,12 @@ from types import TracebackType
 from typing import Any
 
 
+def scalars(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of an epoch's record; those of a stage under its name, as ``stage/<name>/...``."""
+    prefix = f"stage/{record['stage']}/" if "stage" in record else ""
+    return {prefix + name: value for name, value in record.items() if name not in ("epoch", "stage")}
+
+
 class EventLog:
     """Writes scalars for TensorBoard; its library is imported at the first write, after the training has started."""
 
@@ -26,15 +32,13 @@ class EventLog:
             self._writer.close()
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Write one epoch's metrics under its number; those of a stage under its name, as ``stage/<name>/...``."""
+        """Write one epoch's metrics under its number."""
         if not self._enabled:
             return
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._folder))
-        prefix = f"stage/{metrics['stage']}/" if "stage" in metrics else ""
-        for name, value in metrics.items():
-            if name not in ("epoch", "stage"):
-                self._writer.add_scalar(prefix + name, value, int(metrics["epoch"]))
+        for name, value in scalars(metrics).items():
+            self._writer.add_scalar(name, value, int(metrics["epoch"]))
         self._writer.flush()

@@ -19,6 +19,7 @@ import yaml
 
 from raydistill.config import TrackConfig, flatten
 from raydistill.files import write_atomically
+from raydistill.training.events import scalars
 from raydistill.training.run_folder import CONFIG, RunFolder
 from raydistill.training.trackers import About, Status, TrackedRun, Tracker, build_tracker
 
@@ -139,12 +140,11 @@ def _statuses(sweep: Path) -> dict[str, Status]:
 
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a record; those of a stage under its name, as ``stage/<name>/...``."""
-    prefix = f"stage/{record['stage']}/" if "stage" in record else ""
+    """Return the finite numbers of a record."""
     return {
-        prefix + name: float(value)
-        for name, value in record.items()
-        if name not in ("epoch", "stage") and isinstance(value, int | float) and math.isfinite(value)
+        name: float(value)
+        for name, value in scalars(record).items()
+        if isinstance(value, int | float) and math.isfinite(value)
     }
 
 

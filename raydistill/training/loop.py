@@ -60,8 +60,8 @@ def fit(
 def train_epoch(session: Session, epoch: int, meter: Meter, *, keeper: Keeper, say: Say, profiler: Profiler) -> Metrics:
     """Run what the meter has not seen of an epoch; return ``train/loss``, ``train/<label>`` and the learning rate."""
     session.model.train()
-    weights = {label: method.weight for label, method in session.experiment.methods.items()}
-    lookout = Lookout(session, epoch, session.distiller.objective.needs, say, weights=weights)
+    needs, weights = session.distiller.objective.needs, session.experiment.weights
+    lookout = Lookout(session, epoch, needs, say, weights=weights)
     steps = session.phases.each(DATA, session.steps(epoch, start=meter.count))
     steps = stalls_told(steps, say, lambda: session.place_of(epoch, meter.count))
     for step in profiler.watch(session, steps, start=meter.count):

@@ -96,7 +96,6 @@ def _advise(session: Session, folder: RunFolder) -> None:
 def result_of(session: Session) -> dict[str, Any]:
     """What a finished session has to say without the test images."""
     experiment = session.experiment
-    weights = {label: method.weight for label, method in experiment.methods.items()}
     values = [record["val/top1"] for record in session.history if "val/top1" in record]
     return {
         "name": experiment.name,
@@ -109,7 +108,7 @@ def result_of(session: Session) -> dict[str, Any]:
         "epochs": session.epoch,
         "images_per_s": session.history[-1]["images_per_s"] if session.history else None,
         "teacher_forwards": session.teacher_forwards,
-        "warnings": [*collapse_warnings(session.history), *history_warnings(session.history, weights)],
+        "warnings": [*collapse_warnings(session.history), *history_warnings(session.history, experiment.weights)],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Session:
         """Steps of an epoch."""
         return self.batching.steps
 
-    @property
+    @cached_property
     def batching(self) -> Batching:
         """How an epoch is cut into batches."""
         return batching_of(self.experiment, len(self.data), self.world_size)

@@ -24,6 +24,7 @@ from raydistill.training.run_folder import RunFolder
 from raydistill.training.shelf import Shelf
 from tests.conftest import TESTS, digits, teaching
 from tests.methods.cases import SMALL
+from tests.training.sessions import without_times
 
 pytestmark = pytest.mark.slow
 
@@ -207,13 +208,6 @@ def experiments(tmp_path: Path, teacher_weights: Path) -> Callable[[str, str], E
     return build
 
 
-def without_times(folder: RunFolder) -> list[dict[str, float]]:
-    def is_time(name: str) -> bool:
-        return name in ("seconds", "images_per_s") or name.startswith("time/")
-
-    return [{name: value for name, value in record.items() if not is_time(name)} for record in folder.history()]
-
-
 def test_twenty_kills_change_no_student(
     nodes: Nodes, tmp_path: Path, experiments: Callable[[str, str], Experiment]
 ) -> None:
@@ -247,7 +241,8 @@ def test_twenty_kills_change_no_student(
         run.end()
         student = "student.safetensors"
         assert (run.folder.path / student).read_bytes() == (whole.folder.path / student).read_bytes(), method
-        assert without_times(run.folder) == without_times(whole.folder)
+        resumed, uninterrupted = ([without_times(record) for record in of.folder.history()] for of in (run, whole))
+        assert resumed == uninterrupted
         assert run.folder.succeeded
     assert deaths == {"worker": 10, "driver": 5, "node": 5}
 

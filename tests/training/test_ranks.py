@@ -15,13 +15,11 @@ from raydistill.training.run_folder import RunFolder
 from raydistill.training.trainer import train
 from tests.conftest import digits
 from tests.training.ranks import CASES, experiment_of, train_on_a_rank, trained
-from tests.training.sessions import session_of
-
-NOT_OF_THE_RESULT = {"seconds", "images_per_s", "teacher_forwards"}
+from tests.training.sessions import session_of, without_times
 
 
 def results(record: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in record.items() if name not in NOT_OF_THE_RESULT and "time/" not in name}
+    return {name: value for name, value in without_times(record).items() if name != "teacher_forwards"}
 
 
 @pytest.fixture(scope="module")

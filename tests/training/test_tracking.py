@@ -129,17 +129,20 @@ class Crash(BaseException):
     """Ends a run as a kill does, as far as the folder can tell."""
 
 
-def test_a_resumed_run_goes_on_in_the_same_one_of_mlflow(tmp_path: Path, store: str) -> None:
-    """Cut after its first epoch, with other values for what MLflow keeps; the epochs before are not told again."""
-    experiment = digits(tmp_path, train={"epochs": 3, "batch_size": 48}, track={"mlflow": {"uri": store}})
-    folder = RunFolder(experiment.folder)
-    folder.begin(experiment)
-
+def cut_after_the_first_epoch(experiment: Experiment, folder: RunFolder) -> None:
     def stop(metrics: dict[str, float], session: object) -> None:
         raise Crash
 
     with pytest.raises(Crash), followed(experiment, folder, kind="train"):
         run(session_of(experiment), folder, after_epoch=stop)
+
+
+def test_a_resumed_run_goes_on_in_the_same_one_of_mlflow(tmp_path: Path, store: str) -> None:
+    """Cut after its first epoch, with other values for what MLflow keeps; the epochs before are not told again."""
+    experiment = digits(tmp_path, train={"epochs": 3, "batch_size": 48}, track={"mlflow": {"uri": store}})
+    folder = RunFolder(experiment.folder)
+    folder.begin(experiment)
+    cut_after_the_first_epoch(experiment, folder)
     (found,) = runs_in(store)
     assert found.info.status == "KILLED"
     folder.begin(experiment.override({"train.epochs": 2}), resume=True)
@@ -312,12 +315,7 @@ def test_wandb_gets_a_run_and_a_resumed_one_goes_on_in_it(tmp_path: Path) -> Non
     experiment = digits(tmp_path, train={"epochs": 3, "batch_size": 48}, track=track)
     folder = RunFolder(experiment.folder)
     folder.begin(experiment)
-
-    def stop(metrics: dict[str, float], session: object) -> None:
-        raise Crash
-
-    with pytest.raises(Crash), followed(experiment, folder, kind="train"):
-        run(session_of(experiment), folder, after_epoch=stop)
+    cut_after_the_first_epoch(experiment, folder)
     with followed(experiment, folder, kind="train"):
         trained(experiment, folder)
     assert folder.notices() == []
