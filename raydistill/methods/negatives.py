@@ -25,7 +25,7 @@ class NegativeSampler(nn.Module):
     length: Tensor
 
     def __init__(self, size: int, groups: Tensor | None, count: int, seed: int) -> None:
-        """Prepare for ``size`` samples in ``groups``, int64 [size]; ``None``: each is its own group."""
+        """Prepare for ``size`` samples, up to 2**30, in ``groups``, int64 [size]; ``None``: each is its own group."""
         super().__init__()
         groups = torch.arange(size) if groups is None else groups.detach().cpu()
         sizes = torch.bincount(groups)
@@ -42,10 +42,10 @@ class NegativeSampler(nn.Module):
         # 32 random bits times a pool below 2**31 stay inside int64.
         start = (hash_bits(self.seed, epoch, _START, index) * pool) >> 32
         step = self._coprime_step(index, epoch, pool)
-        visits = torch.arange(self.count, device=index.device)
-        # B x count places are most of the work, hence in place and by index_select, which is faster than order[places].
-        places = (step[:, None] * visits).add_(start[:, None]).remainder_(pool[:, None])
-        places += (places >= first[:, None]) * length[:, None]
+        places = _walk(start, step, pool, self.count)
+        first, length = first[:, None].int(), length[:, None].int()
+        places += (places >= first) * length
+        # By index_select, which is faster than order[places].
         return self.order.index_select(0, places.flatten()).view_as(places)
 
     def _coprime_step(self, index: Tensor, epoch: int, pool: Tensor) -> Tensor:
@@ -56,3 +56,21 @@ class NegativeSampler(nn.Module):
         fits = torch.gcd(candidates, pool[:, None]) == 1
         chosen = candidates.gather(1, fits.int().argmax(dim=1, keepdim=True))
         return torch.where(fits.any(dim=1), chosen[:, 0], torch.ones_like(pool))
+
+
+def _walk(start: Tensor, step: Tensor, pool: Tensor, count: int) -> Tensor:
+    """``(start + step * j) mod pool`` of j below ``count``: three int64 [B] -> int32 [B, count].
+
+    What is known is moved on by as many steps as it holds, over and over: dividing B x count numbers by their pools
+    takes several times longer than adding and comparing them as int32.
+    """
+    pools = pool[:, None].int()
+    places = torch.empty(len(start), count, dtype=torch.int32, device=start.device)
+    places[:, 0] = start
+    known = 1
+    while known < count:
+        more = places[:, known : 2 * known]
+        torch.add(places[:, : more.shape[1]], (step * known % pool)[:, None].int(), out=more)
+        more -= (more >= pools) * pools
+        known *= 2
+    return places
