@@ -96,7 +96,8 @@ def to_first_step(folder: Path, environment: Mapping[str, str]) -> dict[str, flo
         [*COMMAND, "train", "experiment.yaml"],
         cwd=folder,
         env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         check=True,
     )
     ended = time.time()

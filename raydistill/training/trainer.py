@@ -207,7 +207,7 @@ def watched(work: Callable[[], None], folder: RunFolder, watch: Watch) -> None:
 
 def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any], resources: Mapping[str, Any]) -> None:
     """Run the TorchTrainer and raise what its workers left word of, or Ray's own error."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
     from raydistill.training.backend import GroupConfig, Trainer
     from raydistill.training.worker import train_in_worker
@@ -220,6 +220,7 @@ def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any],
         run_config=RunConfig(
             storage_path=str((folder.path / "logs").resolve()),
             name=RAY_STATE,
+            logging_config=LoggingConfig(log_level="CRITICAL"),
             failure_config=FailureConfig(
                 max_failures=experiment.scale.max_failures, controller_failure_limit=FAILED_STARTS
             ),
