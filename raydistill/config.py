@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     InstanceOf,
     SerializeAsAny,
@@ -28,18 +26,11 @@ from raydistill.errors import ConfigError
 from raydistill.methods.base import Method, Needs, needs_of_stages_too, union_of_needs
 from raydistill.methods.registry import method_class
 from raydistill.models.zoo import FUNCTION, check_name, split_tap
+from raydistill.section import Count, Fraction, Positive, Section
+from raydistill.tune_config import TuneConfig
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Protocol = Literal["top1", "top5", "knn", "nn1", "cost"]
 ModelName = Annotated[str, Field(description="a name of `raydistill list models`")]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys and non-finite numbers forbidden."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class OptimizerConfig(Section):
@@ -170,7 +161,7 @@ class NetworkConfig(Section):
 
     model: ModelName
     weights: str | None = None
-    taps: dict[str, str] = {}
+    taps: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("model")
     @classmethod
@@ -289,28 +280,6 @@ class ScaleConfig(Section):
         return self
 
 
-class SchedulerConfig(Section):
-    """When a sweep gives up on a trial: ASHA with its grace period and reduction factor in epochs, or never."""
-
-    name: Literal["asha", "none"] = "asha"
-    grace: Count = 1
-    reduction: Annotated[int, Field(ge=2)] = 3
-
-
-class TuneConfig(Section):
-    """A sweep. ``space`` maps dotted keys of the experiment to ranges such as ``{loguniform: [a, b]}``."""
-
-    metric: str = "val/top1"
-    mode: Literal["max", "min"] = "max"
-    samples: Count = 16
-    search: Literal["random", "tpe"] = "random"
-    scheduler: SchedulerConfig = SchedulerConfig()
-    concurrent: Count | None = None
-    cpus_per_trial: Positive = 1.0
-    gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
-    space: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-
-
 class EvaluateConfig(Section):
     """What ``raydistill eval`` measures."""
 
@@ -344,7 +313,7 @@ class MlflowConfig(Section):
 
     uri: str | None = None
     experiment: str = "raydistill"
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default_factory=dict)
 
 
 class TrackConfig(Section):
@@ -400,6 +369,11 @@ class Experiment(Section):
     def teachers(self) -> tuple[TeacherConfig, ...]:
         """The teacher and those beside it."""
         return () if self.teacher is None else (self.teacher, *self.ensemble)
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether a method sees outputs of a teacher that come from its cache."""
+        return bool(self.all_needs.teacher) and any(teacher.source == "cache" for teacher in self.teachers)
 
     def for_teacher(self, number: int) -> Experiment:
         """Return the same experiment with one of the teachers alone, as each has a cache of its own."""

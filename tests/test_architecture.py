@@ -19,7 +19,7 @@ ROOMS = {
     "methods": LEAVES | {"methods"},
     "data": LEAVES | {"data"},
 }
-BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "cluster"}
+BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "cluster", "section", "tune_config"}
 ROOMS |= {
     "teachers": BELOW_TEACHERS | {"teachers"},
     "evaluation": BELOW_TEACHERS | {"evaluation"},
@@ -38,8 +38,9 @@ RAY_MAY_BE_IMPORTED_BY = {
     "training/streaming.py",
     "training/trainer.py",
     "training/worker.py",
-    "tuning/space.py",
+    "tuning/judging.py",
     "tuning/sweep.py",
+    "tuning/trial.py",
 }
 
 

@@ -42,8 +42,12 @@ class Subject:
         return self.found[key]
 
 
-def evaluate_run(path: str | Path, protocols: Iterable[str] = ()) -> dict[str, dict[str, float]]:
+def evaluate_run(
+    path: str | Path, protocols: Iterable[str] = (), *, teachers: bool = True
+) -> dict[str, dict[str, float]]:
     """Measure a run's student, and its teacher where weights and test images of it are at hand, on the test images.
+
+    Without ``teachers`` only networks that were trained are measured.
 
     Returns:
         ``student``, ``teacher`` and, of networks trained together with the student, ``peer1`` and so on, each with
@@ -67,7 +71,8 @@ def evaluate_run(path: str | Path, protocols: Iterable[str] = ()) -> dict[str, d
     networks: dict[str, tuple[NetworkConfig, Path, bool]] = {
         "student": (experiment.student, weights, trains_classifier)
     }
-    for number, teacher in enumerate(experiment.teachers if has_test_images(experiment.data.of_teacher) else ()):
+    of_teachers = teachers and has_test_images(experiment.data.of_teacher)
+    for number, teacher in enumerate(experiment.teachers if of_teachers else ()):
         if teacher.weights and Path(teacher.weights).is_file():
             role = f"teacher {number + 1}" if number else "teacher"
             # The head of a public checkpoint need not tell these classes apart.

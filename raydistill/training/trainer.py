@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -62,20 +63,10 @@ def train(
 
         run_folder.begin(experiment, resume=resume)
         run_folder.list_skipped(arrays["train"]["skipped"])
-        run_folder.forget_failure()
-        run_folder.forget_attempts()
-        job = {
-            "experiment": experiment.to_dict(),
-            "material": ray.put(arrays),
-            "folder": str(run_folder.path.resolve()),
-            "weights": weights,
-            "profile": profile,
-            "marks": marks,
-        }
-        resources, job["readers"] = _resources(experiment, reads_ahead=arrays["reads_ahead"])
+        workers = Workers(experiment, run_folder, ray.put(arrays), arrays["reads_ahead"], weights, profile, marks)
         with tracked(experiment, run_folder, kind=kind):
             try:
-                watched(partial(_run_workers, experiment, run_folder, job, resources), run_folder, watch)
+                workers.train(watch)
             except InputError:  # what only the assembled parts could tell; nothing was trained, so nothing is left
                 if not run_folder.history() and not run_folder.pretraining():
                     shutil.rmtree(run_folder.path)
@@ -88,6 +79,45 @@ def train(
         watch(run_folder)
         run_folder.succeed()
         return result
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of one run. ``material`` is Ray's reference to the arrays that they share.
+
+    Only a ``final`` run looks at the test images; the trials of a sweep do not.
+    """
+
+    experiment: Experiment
+    folder: RunFolder
+    material: Any
+    reads_ahead: bool
+    weights: str = STUDENT_WEIGHTS
+    profile: bool = False
+    marks: Mapping[str, float] = field(default_factory=dict)
+    final: bool = True
+
+    def train(self, watch: Watch) -> None:
+        """Train to the end, from the newest checkpoint on if there is one.
+
+        Raises:
+            InputError: what only the assembled parts could tell.
+            RunError: where the run failed.
+        """
+        self.folder.forget_failure()
+        self.folder.forget_attempts()
+        resources, readers = _resources(self.experiment, reads_ahead=self.reads_ahead)
+        job = {
+            "experiment": self.experiment.to_dict(),
+            "material": self.material,
+            "folder": str(self.folder.path.resolve()),
+            "weights": self.weights,
+            "profile": self.profile,
+            "marks": dict(self.marks),
+            "readers": readers,
+            "final": self.final,
+        }
+        watched(partial(_run_workers, self.experiment, self.folder, job, resources), self.folder, watch)
 
 
 def train_teacher(

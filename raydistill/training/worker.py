@@ -86,6 +86,7 @@ def _train(job: dict[str, Any], folder: RunFolder) -> None:
             keeper=keeper,
             profiler=TorchProfiler(folder.path / "logs" / PROFILE, folder.note) if profiled else Profiler(),
             weights=job["weights"],
+            final=job["final"],
         )
 
 

@@ -1,0 +1,17 @@
+"""What every section of an experiment is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys and non-finite numbers forbidden."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,0 +1,75 @@
+"""The section ``tune`` of an experiment: what a sweep tries, when it gives up, and how it chooses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from raydistill.section import Count, Positive, Section
+
+
+class SchedulerConfig(Section):
+    """When a sweep gives up on a trial. Times are epochs.
+
+    ``asha`` compares at ``grace``, ``grace * reduction``, ... with what the others had there, and lets the best
+    1 / ``reduction`` go on. ``hyperband`` waits for a whole bracket of trials before it compares. ``median`` stops
+    what is worse than the median of the others' averages, after ``grace``. ``none`` lets all trials go to the end.
+
+    ``in_order`` has trials judged as if all of them took equally long for an epoch: the same sweep then takes the same
+    decisions on any machine, however often it was interrupted, and a trial may have to wait for a slower one. Where
+    trials differ much in speed, as of several models, it is better off. ``hyperband`` pauses trials and takes
+    them as they come.
+    """
+
+    name: Literal["asha", "hyperband", "median", "none"] = "asha"
+    grace: Count = 1
+    reduction: Annotated[int, Field(ge=2)] = 3
+    in_order: bool = True
+
+    @property
+    def pauses(self) -> bool:
+        """Whether many trials are under way, some of them paused."""
+        return self.name == "hyperband"
+
+
+class BudgetConfig(Section):
+    """A sweep that has spent one of these begins no trial any more, and ends those under way at their next epoch.
+
+    ``epochs`` of all trials together; ``hours`` of the clock; ``gpu_hours`` of all trials, parts of GPUs as such. What
+    the finalists need comes on top.
+    """
+
+    epochs: Count | None = None
+    hours: Positive | None = None
+    gpu_hours: Positive | None = None
+
+
+class TuneConfig(Section):
+    """A sweep.
+
+    ``space`` maps dotted keys of the experiment to ranges such as ``{loguniform: [a, b]}``, and ``methods.<label>`` to
+    ``auto``, the ranges that suit the method, or to ``{choice: [true, false]}``, which takes it in or out. With
+    ``when``, a range counts only where other keys have certain values. Trial 0 is the experiment as it stands; then
+    come ``samples`` trials, of every combination of the ``grid`` values if there are such.
+
+    The metric is taken on held-out training images. With ``repeats`` above 1 the ``finalists`` best configurations are
+    trained anew with so many seeds each, and the mean decides. The test images are looked at for the winner alone.
+
+    ``warm_start`` names folders of earlier sweeps: what they found good is tried first, and ``tpe`` learns from all
+    they tried.
+    """
+
+    metric: str = "val/top1"
+    mode: Literal["max", "min"] = "max"
+    samples: Count = 16
+    search: Literal["random", "tpe"] = "random"
+    scheduler: SchedulerConfig = SchedulerConfig()
+    budget: BudgetConfig = BudgetConfig()
+    warm_start: tuple[str, ...] = ()
+    repeats: Count = 1
+    finalists: Count = 3
+    concurrent: Count | None = None
+    cpus_per_trial: Positive = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
+    space: Annotated[dict[str, dict[str, Any] | Literal["auto"]], Field(min_length=1)]

@@ -1,0 +1,184 @@
+"""What every trial of a sweep runs. Whoever imports this imports torch only once a trial begins.
+
+A process goes on to the next trial when one is over, so that only the first one pays for its start. A trial that begins
+in a folder where it was under way before reports anew what stands there, and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raydistill.config import CheckpointConfig, Experiment, parse_experiment
+from raydistill.errors import DivergedError, InputError
+from raydistill.tuning.agenda import Job
+from raydistill.tuning.space import configured
+from raydistill.tuning.trial_folder import TrialFolder
+
+Report = Callable[[Mapping[str, Any], bool], None]
+"""Hands an epoch's metrics to the sweep and waits for its verdict; the flag says whether it is the last one."""
+
+ATTEMPTS = 2
+CHECKPOINT_MINUTES = 1.0
+"""What a trial that dies loses at most."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the trials of a sweep have in common. ``material`` holds Ray's reference to their shared arrays."""
+
+    experiment: Mapping[str, Any]
+    root: str
+    material: list[Any]
+    reads_ahead: bool
+    pauses: bool
+    metric: str
+
+
+def run_trial(config: Mapping[str, Any], sweep: Sweep) -> None:
+    """Run one job, or what is left of it. What goes wrong with it is told by its folder, and does not end the process.
+
+    A failure is tried once more, from the last checkpoint, unless it lies in the values: those that do not fit, or with
+    which a loss becomes infinite.
+    """
+    from ray import tune as ray_tune
+
+    job = Job(**config)
+    folder = TrialFolder(Path(sweep.root) / job.folder)
+    nothing = {"epoch": 0, sweep.metric: float("nan"), "final": True}
+
+    def report(metrics: Mapping[str, Any], final: bool) -> None:
+        ray_tune.report({**nothing, **metrics, "final": final})
+
+    folder.claim(job)
+    for attempt in range(ATTEMPTS):
+        try:
+            _run(job, folder, sweep, report)
+            return
+        except Exception as error:
+            hopeless = isinstance(error, DivergedError | InputError)
+            if hopeless or attempt + 1 == ATTEMPTS:
+                folder.mark("failed", _cause(error))
+                folder.forget_checkpoints()
+                break
+            folder.note(f"trial {job.number} failed and is tried once more: {_cause(error)}")
+        except SystemExit:  # the sweep's verdict
+            if folder.record["status"] == "stopped":
+                folder.forget_checkpoints()
+            raise
+    report({"epoch": len(folder.history()) + 1}, True)
+
+
+def _cause(error: BaseException) -> str:
+    """Say in one line what went wrong."""
+    from raydistill.training.exhaustion import memory_advice
+
+    said = str(error).strip()
+    return memory_advice(error) or (said.splitlines()[-1].strip() if said else type(error).__name__)
+
+
+def _run(job: Job, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
+    if folder.record["status"] in ("completed", "failed"):
+        _tell_again(folder, report)
+        return
+    experiment = parse_experiment(sweep.experiment)
+    chosen = configured(experiment, job.values).override(
+        {
+            "name": folder.path.name,
+            "output": str(folder.path.parent),
+            "seed": job.seed,
+            "tune": None,
+            "train.checkpoint": _keeping(pauses=sweep.pauses).model_dump(),
+        }
+    )
+    folder.begin(chosen, resume=True)
+    if chosen.scale.workers > 1:
+        _train_in_group(chosen, folder, sweep, report)
+    else:
+        _train_here(chosen, folder, sweep, report)
+
+
+def _keeping(*, pauses: bool) -> CheckpointConfig:
+    """Return how often a trial keeps its state: after every epoch where it may be paused, else by the clock."""
+    often = CheckpointConfig(keep=1, best=False)
+    return often if pauses else often.model_copy(update={"epochs": 1_000_000, "minutes": CHECKPOINT_MINUTES})
+
+
+def _tell_again(folder: TrialFolder, report: Report) -> None:
+    """Report what a trial that is over found."""
+    *earlier, last = folder.history() or [{"epoch": 0}]
+    for metrics in earlier:
+        report(metrics, False)
+    if folder.record["status"] == "completed":
+        report(last, True)
+        return
+    report(last, False)
+    report({"epoch": last["epoch"] + 1}, True)
+
+
+def _train_here(chosen: Experiment, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
+    """Train in this process."""
+    import ray
+    import torch
+    from ray import tune as ray_tune
+
+    from raydistill.evaluation.cost import parameter_count
+    from raydistill.training.assembly import assemble
+    from raydistill.training.checkpoint import restore
+    from raydistill.training.due import Due
+    from raydistill.training.keeping import CheckpointKeeper
+    from raydistill.training.material import from_arrays
+    from raydistill.training.run import run
+    from raydistill.training.run_folder import CHECKPOINTS
+    from raydistill.training.session import Session
+    from raydistill.training.shelf import Shelf
+
+    resources = ray_tune.get_context().get_trial_resources().required_resources
+    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
+    device = torch.device("cuda" if resources.get("GPU") else "cpu")
+    session = assemble(chosen, from_arrays(ray.get(sweep.material[0])), device=device)
+    folder.mark("running", parameters=parameter_count(session.student))
+    shelf = Shelf(folder.path / CHECKPOINTS)
+    if (taken := shelf.take(device, folder.note)) is not None:
+        restore(session, taken[1], shelf.folder / taken[0])
+    for metrics in session.history[: chosen.train.epochs - 1]:
+        report(metrics, False)
+
+    def after_epoch(metrics: Mapping[str, Any], session: Session) -> None:
+        if session.epoch < chosen.train.epochs:
+            report(metrics, False)
+
+    config = chosen.train.checkpoint
+    with CheckpointKeeper(shelf, config, Due(config, device)) as keeper:
+        run(session, folder, after_epoch=after_epoch, keeper=keeper, final=False)
+    _complete(folder)
+    report(session.history[-1], True)
+
+
+def _train_in_group(chosen: Experiment, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
+    """Train with workers of Ray Train, and report what appears in the folder."""
+    from raydistill.training.run_folder import RunFolder
+    from raydistill.training.trainer import Workers
+
+    told = 0
+
+    def watch(folder: RunFolder) -> None:
+        nonlocal told
+        for metrics in folder.history()[told:]:
+            if metrics["epoch"] < chosen.train.epochs:
+                report(metrics, False)
+                told += 1
+
+    Workers(chosen, folder, sweep.material[0], sweep.reads_ahead, final=False).train(watch)
+    watch(folder)
+    _complete(folder)
+    report(folder.history()[-1], True)
+
+
+def _complete(folder: TrialFolder) -> None:
+    """All is written before the last report, at which the sweep ends the trial."""
+    folder.forget_checkpoints()
+    folder.succeed()
+    folder.mark("completed")

@@ -1,0 +1,64 @@
+"""The folder of a trial: a run's folder with ``trial.json``, from which a sweep can be told and taken up again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from raydistill.errors import RunError
+from raydistill.files import write_atomically
+from raydistill.training.run_folder import CHECKPOINTS, RunFolder
+from raydistill.tuning.agenda import FINALISTS, TRIALS, Job
+
+RECORD = "trial.json"
+Status = Literal["running", "completed", "stopped", "failed"]
+
+
+class TrialFolder(RunFolder):
+    """Reads and writes what one trial leaves behind."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``trial.json`` says, or nothing."""
+        return dict(self._json(RECORD))
+
+    def claim(self, job: Job) -> None:
+        """Begin with a job, or go on with what stands here.
+
+        Raises:
+            RunError: where the folder holds a trial with other values.
+        """
+        before = self.record
+        if not before:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write({**job.to_dict(), "status": "running", "cause": None})
+        elif (before["values"], before["seed"]) != (job.values, job.seed):
+            raise RunError(f"{self.path}: holds a trial with other values; give the sweep another name=...")
+
+    def mark(self, status: Status, cause: str | None = None, **found: Any) -> None:
+        """Say how the trial stands, and what was found out about it."""
+        self._write({**self.record, **found, "status": status, "cause": cause})
+
+    def forget_checkpoints(self) -> None:
+        """Remove what a trial that is over will not go on from."""
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        write_atomically(self.path / RECORD, json.dumps(dict(record)) + "\n")
+
+
+def trials_of(sweep: Path) -> list[TrialFolder]:
+    """Return the folders of a sweep's trials, by their numbers."""
+    return _with_records(sweep / TRIALS)
+
+
+def finalists_of(sweep: Path) -> list[TrialFolder]:
+    """Return the folders of what was trained anew with other seeds."""
+    return _with_records(sweep / FINALISTS)
+
+
+def _with_records(folder: Path) -> list[TrialFolder]:
+    return [TrialFolder(path.parent) for path in sorted(folder.glob(f"*/{RECORD}"))]
