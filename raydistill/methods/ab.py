@@ -9,7 +9,7 @@ from pydantic import Field
 
 from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Setting, Stage, Step, Weight
+from raydistill.methods.base import Loss, Method, SearchSpace, Setting, Stage, Step, Weight
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.pretraining import Pretraining
 from raydistill.methods.stages import MapShape, SeveralStages
@@ -69,6 +69,11 @@ class AB(SeveralStages, Pretraining, Method):
     paper: ClassVar[str] = "Heo et al., AAAI 2019, https://arxiv.org/abs/1811.03233"
     equation: ClassVar[str] = "3/1000 sum_i 2^(i - n + 1) |max(0, m - sign(t_i) r_i(s_i))|^2"
     output: ClassVar[Literal["features", "preact"]] = "preact"
+    search_space: ClassVar[SearchSpace] = {
+        "margin": {"loguniform": [0.3, 3.0]},
+        "pretrain_lr": {"loguniform": [0.015, 0.15]},
+    }
+    search_source: ClassVar[str] = "Around the published margin, and the learning rate of the papers' students."
 
     weight: Weight = 0.0
     margin: Annotated[float, Field(gt=0.0)] = 1.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import F, Tensor, torch
-from raydistill.methods.base import Loss, Method, Step, Weight
+from raydistill.methods.base import Loss, Method, SearchSpace, Step, Weight
 from raydistill.methods.maps import same_size
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.stages import SeveralStages
@@ -60,6 +60,8 @@ class AT(SeveralStages, Method):
     name: ClassVar[str] = "at"
     paper: ClassVar[str] = "Zagoruyko and Komodakis, ICLR 2017, https://arxiv.org/abs/1612.03928"
     equation: ClassVar[str] = "sum_i |q_s - q_t| / (2 H W), q = Q / |Q|, Q(h, w) = sum_c F(c, h, w)^2"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [300.0, 3000.0]}}
+    search_source: ClassVar[str] = "Around the weight of CRD's tables."
 
     weight: Weight = 1000.0
     variant: Literal["paper", "code"] = "paper"

@@ -25,6 +25,9 @@ Outputs = Mapping[str, "Tensor"]
 Shapes = Mapping[str, tuple[int, ...]]
 """Output name -> its shape without the batch."""
 
+SearchSpace = Mapping[str, Mapping[str, Any]]
+"""Hyper-parameter -> one kind of range with its values, as an entry of ``tune.space`` has it."""
+
 Weight = Annotated[float, Field(ge=0.0)]
 Temperature = Annotated[float, Field(gt=0.0)]
 Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -195,6 +198,9 @@ class Stage:
 class Method(BaseModel):
     """Base of all methods. Subclasses set ``name``, ``paper`` and ``equation`` and add hyper-parameters.
 
+    ``search_space`` is the method's ready-made part of a sweep: what to try of its own hyper-parameters, whatever the
+    others are, on sets of 5000 images or more; ``search_source`` says where these ranges are from.
+
     Of several teachers a method sees one at a time: it has parts for each, and its losses are summed. One with
     ``joins_teachers`` sees all of them in ``step.teachers``.
     """
@@ -205,6 +211,8 @@ class Method(BaseModel):
     paper: ClassVar[str]
     equation: ClassVar[str]
     joins_teachers: ClassVar[bool] = False
+    search_space: ClassVar[SearchSpace] = {}
+    search_source: ClassVar[str] = ""
 
     weight: Weight = 1.0
 

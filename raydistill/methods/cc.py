@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step, Weight
 from raydistill.methods.collectives import gather_with_grad
 from raydistill.methods.contrast import unit
 from raydistill.methods.precision import at_least_float32, no_autocast
@@ -73,6 +73,8 @@ class CC(Method):
     name: ClassVar[str] = "cc"
     paper: ClassVar[str] = "Peng et al., ICCV 2019, https://arxiv.org/abs/1904.01802"
     equation: ClassVar[str] = "code: mean_i |s_i - t_i| . |s_i+1 - t_i+1|; paper: |K_s - K_t|^2 / B^2"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [0.006, 0.06]}}
+    search_source: ClassVar[str] = "Around the weight of CRD's tables."
 
     weight: Weight = 0.02
     dimension: Annotated[int, Field(ge=1)] = 128

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import F, Tensor
-from raydistill.methods.base import Loss, Method, Needs, Step
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Step
 from raydistill.methods.precision import at_least_float32, no_autocast
 
 
@@ -20,6 +20,13 @@ class CrossEntropy(Method):
     name: ClassVar[str] = "ce"
     paper: ClassVar[str] = "Label smoothing: Szegedy et al., CVPR 2016, https://arxiv.org/abs/1512.00567"
     equation: ClassVar[str] = "-log softmax(z_s)[y]"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.1, 1.0]},
+        "label_smoothing": {"uniform": [0.0, 0.2]},
+    }
+    search_source: ClassVar[str] = (
+        "The weights of CRD's tables, 0.1 beside kd and 1 beside all else; smoothing around the published 0.1."
+    )
 
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 

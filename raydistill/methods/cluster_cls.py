@@ -8,7 +8,7 @@ from pydantic import Field
 
 from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Stage, Step
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Stage, Step
 from raydistill.methods.collectives import gather_rows, rank
 from raydistill.methods.contrast import unit
 from raydistill.methods.precision import at_least_float32, no_autocast
@@ -46,6 +46,13 @@ class ClusterClassification(Method):
         "Noroozi et al., CVPR 2018, https://arxiv.org/abs/1805.00385; CC in Koohpayegani et al., NeurIPS 2020"
     )
     equation: ClassVar[str] = "-log softmax(W s + b)[argmin_k |t - c_k|]"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.3, 3.0]},
+        "clusters": {"choice": [125, 250, 500, 1000, 2000]},
+    }
+    search_source: ClassVar[str] = (
+        "Around the published values; as many clusters as an epoch of 5000 images can still fill."
+    )
 
     clusters: Annotated[int, Field(ge=2)] = 1000
     iterations: Annotated[int, Field(ge=1)] = 100

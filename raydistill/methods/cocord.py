@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Momentum, Needs, Setting, Step, Temperature, Weight
+from raydistill.methods.base import Loss, Method, Momentum, Needs, SearchSpace, Setting, Step, Temperature, Weight
 from raydistill.methods.collectives import gather_rows
 from raydistill.methods.contrast import info_nce_loss, unit
 from raydistill.methods.precision import no_autocast
@@ -51,6 +51,18 @@ class CoCoRD(Method):
     name: ClassVar[str] = "cocord"
     paper: ClassVar[str] = "Contrastive Consistent Representation Distillation, github.com/ShipengFu/CoCoRD"
     equation: ClassVar[str] = "w_c InfoNCE(f_s(x0), f_t(x2); queue) + w_p (|h(f_s(x0)) - f_r(x1)|^2 + swapped)"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.3, 3.0]},
+        "predict_weight": {"loguniform": [1.0, 12.0]},
+        "temperature": {"uniform": [0.07, 0.11]},
+        "queue": {"choice": [128, 512, 2048, 8192, 32768]},
+        "momentum_contrast": {"choice": [0.0, 0.9, 0.99, 0.999, 0.9999, 1.0]},
+        "momentum_slow": {"choice": [0.0, 0.9, 0.99, 0.999, 0.9999, 1.0]},
+    }
+    search_source: ClassVar[str] = (
+        "Figure 3a for the temperature, Table 6 for the momenta, both whole. Of Figure 3b the text gives 2048 "
+        "keys, and that both few and very many are worse. Weights around those of Table 7."
+    )
 
     weight: Weight = 1.0
     temperature: Temperature = 0.1

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from raydistill.lazy import Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Momentum, Needs, Setting, Step, Temperature
+from raydistill.methods.base import Loss, Method, Momentum, Needs, SearchSpace, Setting, Step, Temperature
 from raydistill.methods.collectives import gather_rows
 from raydistill.methods.contrast import unit
 from raydistill.methods.key_softmax import attend, log_sum
@@ -63,6 +63,15 @@ class CompRes(Method):
     name: ClassVar[str] = "compress"
     paper: ClassVar[str] = "Koohpayegani et al., NeurIPS 2020, https://arxiv.org/abs/2010.14713"
     equation: ClassVar[str] = "KL(softmax(t.A_t / T) || softmax(s.A_s / T))"
+    search_space: ClassVar[SearchSpace] = {
+        "temperature": {"loguniform": [0.007, 1.0]},
+        "queue": {"choice": [256, 1024, 4096, 16384, 65536, 128000]},
+        "momentum": {"choice": [0.0, 0.5, 0.7, 0.999]},
+    }
+    search_source: ClassVar[str] = (
+        "Figure 3a for the temperature, 0.02 to 1, down to the 0.007 for SwAV; section 4.5 for the momentum; a "
+        "queue from a batch of 256, which section 3 finds too small, to the published 128000 (Figure 3b)."
+    )
 
     temperature: Temperature = 0.04
     queue: Annotated[int, Field(ge=1)] = 128000

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.banks import BankContrast, sampled_similarity
-from raydistill.methods.base import Loss, Method, Setting, Step, Weight
+from raydistill.methods.banks import BANK_SPACE, BankContrast, sampled_similarity
+from raydistill.methods.base import Loss, Method, SearchSpace, Setting, Step, Weight
 from raydistill.methods.collectives import gather_equal, global_rows
 from raydistill.methods.precision import at_least_float32, no_autocast
 
@@ -133,6 +133,14 @@ class CRD(BankNCE, Method):
     name: ClassVar[str] = "crd"
     paper: ClassVar[str] = "Tian et al., ICLR 2020, https://arxiv.org/abs/1910.10699"
     equation: ClassVar[str] = "-log h(t_i, s_i) - sum_j log(1 - h(t_j, s_i)) + the same with s, t swapped"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"uniform": [0.5, 1.5]},
+        **BANK_SPACE,
+    }
+    search_source: ClassVar[str] = (
+        "Figure 5 for temperature and negatives, section 6.4 for the weight. Left out are 16384 negatives: they "
+        "need 18205 images or more of ten classes, and are within 0.1 % of 4096."
+    )
 
     weight: Weight = 0.8
     variant: Literal["paper", "code"] = "code"

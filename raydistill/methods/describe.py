@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from raydistill.methods.base import Method, Needs
 from raydistill.methods.registry import method_class
 
 _CACHED = frozenset({"logits", "embedding"})
+_WIDTH = 110
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
 @dataclass(frozen=True)
 class Description:
-    """A method in words; ``parameters`` maps each hyper-parameter to (what is allowed, default)."""
+    """A method in words.
+
+    ``parameters`` maps each hyper-parameter to (what is allowed, default), ``ranges`` those of the ready-made search
+    space to their entry there, ``ranges_from`` says where these come from.
+    """
 
     name: str
     paper: str
@@ -27,6 +33,8 @@ class Description:
     cache: str
     mixing: str
     parameters: Mapping[str, tuple[str, str]]
+    ranges: Mapping[str, str]
+    ranges_from: str
 
 
 def describe(name: str) -> Description:
@@ -44,6 +52,8 @@ def describe(name: str) -> Description:
         cache=_cache(needs),
         mixing=_mixing(kind()),
         parameters=_parameters(kind),
+        ranges={field: _range(entry) for field, entry in kind.search_space.items()},
+        ranges_from=kind.search_source,
     )
 
 
@@ -62,6 +72,11 @@ def lines(about: Description) -> Iterator[str]:
     width = max(map(len, about.parameters))
     for field, (allowed, default) in about.parameters.items():
         yield f"{field:<{width}}  default {default:<10}  {allowed}"
+    yield ""
+    yield "ready-made search space:"
+    yield from wrap(about.ranges_from, _WIDTH)
+    for field, entry in about.ranges.items():
+        yield f"{field:<{width}}  {entry}"
 
 
 def _outputs(sides: Mapping[int, frozenset[str]]) -> str:
@@ -108,6 +123,11 @@ def _parameters(kind: type[Method]) -> dict[str, tuple[str, str]]:
         field: (_allowed(schemas[field]), "none" if default is None else str(default))
         for field, default in defaults.items()
     }
+
+
+def _range(entry: Mapping[str, Sequence[Any]]) -> str:
+    """An entry of a search space as YAML has it."""
+    return ", ".join(f"{kind}: [{', '.join(map(str, values))}]" for kind, values in entry.items())
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:

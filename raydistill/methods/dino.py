@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Momentum, Needs, Setting, Step, Temperature
+from raydistill.methods.base import Loss, Method, Momentum, Needs, SearchSpace, Setting, Step, Temperature
 from raydistill.methods.crops import over_other_views, soft_cross_entropy
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.prototypes import assignment_entropy
@@ -67,6 +67,12 @@ class DINO(SelfDistillation, Method):
     name: ClassVar[str] = "dino"
     paper: ClassVar[str] = "Caron et al., ICCV 2021, https://arxiv.org/abs/2104.14294"
     equation: ClassVar[str] = "-sum_k softmax((z_t - c) / T_t) log softmax(z_s / T_s), over pairs of two crops"
+    search_space: ClassVar[SearchSpace] = {
+        "teacher_temperature": {"uniform": [0.04, 0.08]},
+        "center_momentum": {"choice": [0.0, 0.9, 0.99]},
+        "momentum": {"choice": [0.99, 0.996, 0.999]},
+    }
+    search_source: ClassVar[str] = "Around the published values."
 
     student_temperature: Temperature = 0.1
     teacher_temperature: Temperature = 0.07

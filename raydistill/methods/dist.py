@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from raydistill.lazy import F, Tensor, torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperature, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step, Temperature, Weight
 from raydistill.methods.collectives import gather_rows, gather_with_grad
 from raydistill.methods.logits import check_equal_classes, logits_of_student, logits_of_teachers
 from raydistill.methods.precision import at_least_float32, no_autocast
@@ -66,6 +66,12 @@ class DIST(Method):
     name: ClassVar[str] = "dist"
     paper: ClassVar[str] = "Huang et al., NeurIPS 2022, https://arxiv.org/abs/2205.10536"
     equation: ClassVar[str] = "T^2 (beta (1 - r within images) + gamma (1 - r within classes)), r of softmax(z / T)"
+    search_space: ClassVar[SearchSpace] = {
+        "beta": {"loguniform": [0.3, 3.0]},
+        "gamma": {"loguniform": [0.3, 3.0]},
+        "temperature": {"loguniform": [1.0, 8.0]},
+    }
+    search_source: ClassVar[str] = "Around the published values."
 
     beta: Weight = 1.0
     gamma: Weight = 1.0

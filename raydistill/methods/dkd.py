@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import Tensor, torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperature, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step, Temperature, Weight
 from raydistill.methods.kd import kd_loss
 from raydistill.methods.logits import check_equal_classes, logits_of_student, logits_of_teachers
 from raydistill.methods.precision import at_least_float32, no_autocast
@@ -66,6 +66,12 @@ class DKD(Method):
     name: ClassVar[str] = "dkd"
     paper: ClassVar[str] = "Zhao et al., CVPR 2022, https://arxiv.org/abs/2203.08679"
     equation: ClassVar[str] = "min(epoch / warmup, 1) T^2 (alpha KL(target || others) + beta KL(among others))"
+    search_space: ClassVar[SearchSpace] = {
+        "alpha": {"loguniform": [0.3, 3.0]},
+        "beta": {"uniform": [1.0, 10.0]},
+        "temperature": {"loguniform": [1.0, 8.0]},
+    }
+    search_source: ClassVar[str] = "Around the published values."
 
     alpha: Weight = 1.0
     beta: Weight = 8.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from raydistill.lazy import torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step
 from raydistill.methods.kd import kd_loss
 from raydistill.methods.logits import check_equal_classes, logits_of_student, logits_of_teachers
 
@@ -20,6 +20,8 @@ class DML(Method):
     paper: ClassVar[str] = "Zhang et al., CVPR 2018, https://arxiv.org/abs/1706.00384"
     equation: ClassVar[str] = "mean over peers of KL(softmax(z_peer) || softmax(z_s))"
     joins_teachers: ClassVar[bool] = True
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [0.3, 3.0]}}
+    search_source: ClassVar[str] = "Around the published value."
 
     standardise: bool = False
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, nn
-from raydistill.methods.base import Loss, Method, Setting, Step, Weight
+from raydistill.methods.base import Loss, Method, SearchSpace, Setting, Step, Weight
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.stages import OneStage, StageNumber
 
@@ -40,6 +40,8 @@ class FitNet(OneStage, Method):
     name: ClassVar[str] = "fitnet"
     paper: ClassVar[str] = "Romero et al., ICLR 2015, https://arxiv.org/abs/1412.6550"
     equation: ClassVar[str] = "mean (r(s) - t)^2, r = ReLU(BatchNorm(convolution))"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [30.0, 300.0]}}
+    search_source: ClassVar[str] = "Around the weight of CRD's tables."
 
     weight: Weight = 100.0
     stage: StageNumber = 2

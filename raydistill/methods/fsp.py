@@ -10,7 +10,7 @@ from pydantic import Field
 
 from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Setting, Stage, Step, Weight
+from raydistill.methods.base import Loss, Method, SearchSpace, Setting, Stage, Step, Weight
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.pretraining import Pretraining
 from raydistill.methods.stages import SeveralStages, StageNumber
@@ -70,6 +70,8 @@ class FSP(SeveralStages, Pretraining, Method):
     name: ClassVar[str] = "fsp"
     paper: ClassVar[str] = "Yim et al., CVPR 2017"
     equation: ClassVar[str] = "sum_i mean (G_i(teacher) - G_i(student))^2, G_i = F_i F_{i+1}^T / (H W)"
+    search_space: ClassVar[SearchSpace] = {"pretrain_lr": {"loguniform": [0.015, 0.15]}}
+    search_source: ClassVar[str] = "Around the learning rate of the papers' students."
 
     weight: Weight = 0.0
     stages: Annotated[tuple[StageNumber, ...], Field(min_length=2)] = (0, 1, 2, 3)

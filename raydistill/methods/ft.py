@@ -8,7 +8,7 @@ from pydantic import Field
 
 from raydistill.lazy import F, Tensor, nn, torch
 from raydistill.methods.at import attention
-from raydistill.methods.base import Loss, Method, Needs, Setting, Stage, Step, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Stage, Step, Weight
 from raydistill.methods.maps import same_size
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.pretraining import Pretraining
@@ -64,6 +64,11 @@ class FT(OneStage, Pretraining, Method):
     name: ClassVar[str] = "ft"
     paper: ClassVar[str] = "Kim, Park and Kwak, NeurIPS 2018, https://arxiv.org/abs/1802.04977"
     equation: ClassVar[str] = "| F_t / |F_t|_2 - F_s / |F_s|_2 |_p"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [150.0, 1500.0]},
+        "rate": {"choice": [0.25, 0.5, 0.75]},
+    }
+    search_source: ClassVar[str] = "Around the weight of CRD's tables and the published rate."
 
     weight: Weight = 500.0
     stage: StageNumber = 3

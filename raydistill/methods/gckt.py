@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Step, Weight
+from raydistill.methods.banks import BANK_SPACE
+from raydistill.methods.base import Loss, Method, SearchSpace, Step, Weight
 from raydistill.methods.crd import BankNCE
 from raydistill.methods.precision import at_least_float32, no_autocast
 
@@ -46,6 +47,11 @@ class GCKT(BankNCE, Method):
     name: ClassVar[str] = "gckt"
     paper: ClassVar[str] = "Chen et al., CVPR 2021 (WCoRD), https://arxiv.org/abs/2012.08674"
     equation: ClassVar[str] = "-log h(t_i, s_i) - sum_j log(1 - h(t_j, s_i)) + swapped, critic 1-Lipschitz"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.25, 2.5]},
+        **BANK_SPACE,
+    }
+    search_source: ClassVar[str] = "CRD's Figure 5, as the banks are CRD's; around its weight."
 
     weight: Weight = 0.8
 

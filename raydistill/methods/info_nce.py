@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from raydistill.lazy import Tensor
-from raydistill.methods.banks import BankContrast
-from raydistill.methods.base import Loss, Method, Step, Weight
+from raydistill.methods.banks import BANK_SPACE, BankContrast
+from raydistill.methods.base import Loss, Method, SearchSpace, Step, Weight
 from raydistill.methods.precision import no_autocast
 
 
@@ -20,6 +20,11 @@ class InfoNCE(BankContrast, Method):
     name: ClassVar[str] = "info_nce"
     paper: ClassVar[str] = "Tian et al., ICLR 2020, https://arxiv.org/abs/1910.10699, Table 6; van den Oord et al. 2018"
     equation: ClassVar[str] = "-log softmax_0(s_i.(t_i, t_j, ...) / T) + the same with s, t swapped"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"uniform": [0.5, 1.5]},
+        **BANK_SPACE,
+    }
+    search_source: ClassVar[str] = "CRD's Figure 5, as banks and draws are CRD's; section 6.4 for the weight."
 
     weight: Weight = 0.8
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import F, Tensor, torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperature, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step, Temperature, Weight
 from raydistill.methods.logits import STANDARDISED, check_equal_classes, logits_of_student, logits_of_teachers
 from raydistill.methods.precision import at_least_float32, no_autocast
 
@@ -62,6 +62,13 @@ class KD(Method):
     paper: ClassVar[str] = "Hinton et al., 2015, https://arxiv.org/abs/1503.02531"
     equation: ClassVar[str] = "T^2 KL(softmax(z_t / T) || softmax(z_s / T))"
     joins_teachers: ClassVar[bool] = True
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.3, 3.0]},
+        "temperature": {"loguniform": [1.0, 20.0]},
+    }
+    search_source: ClassVar[str] = (
+        "Temperatures from 1 to 20, the span of Hinton et al.'s experiments; around the weight of CRD's tables."
+    )
 
     weight: Weight = 0.9
     temperature: Temperature = 4.0

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, torch
-from raydistill.methods.base import Loss, Method, Setting, Step
+from raydistill.methods.base import Loss, Method, SearchSpace, Setting, Step
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.stages import SeveralStages
 
@@ -113,6 +113,8 @@ class KDSVD(SeveralStages, Method):
     name: ClassVar[str] = "kdsvd"
     paper: ClassVar[str] = "Lee et al., ECCV 2018, https://arxiv.org/abs/1807.06819"
     equation: ClassVar[str] = "sum_i |R_s - R_t|^2, R = exp(-(v_{i+1}[c] - v_i[c'])^2 / 8), v from the SVD of map i"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [0.3, 3.0]}}
+    search_source: ClassVar[str] = "Around the weight of CRD's public benchmark."
 
     k: Annotated[int, Field(ge=1)] = 1
 

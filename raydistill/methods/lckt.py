@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import Tensor, nn
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step, Weight
 from raydistill.methods.collectives import gather_rows, gather_with_grad
 from raydistill.methods.contrast import unit
 from raydistill.methods.precision import no_autocast
@@ -73,6 +73,11 @@ class LCKT(Method):
     name: ClassVar[str] = "lckt"
     paper: ClassVar[str] = "Chen et al., CVPR 2021 (WCoRD), https://arxiv.org/abs/2012.08674"
     equation: ClassVar[str] = "<P, C>, C_ij = 1 - cos(W s_i + b, t_j), P = argmin <P, C> - epsilon H(P)"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.015, 0.15]},
+        "epsilon": {"loguniform": [0.015, 0.15]},
+    }
+    search_source: ClassVar[str] = "Around the default weight; entropy from sharp to smooth plans."
 
     weight: Weight = 0.05
     epsilon: Epsilon = 0.05

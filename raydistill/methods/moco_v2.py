@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import Tensor, nn
-from raydistill.methods.base import Draw, Loss, Method, Momentum, Needs, Setting, Step, Temperature
+from raydistill.methods.base import Draw, Loss, Method, Momentum, Needs, SearchSpace, Setting, Step, Temperature
 from raydistill.methods.collectives import gather_rows
 from raydistill.methods.contrast import info_nce_loss, unit
 from raydistill.methods.crops import AreaRange
@@ -30,6 +30,12 @@ class MoCoV2(Method):
     name: ClassVar[str] = "moco_v2"
     paper: ClassVar[str] = "He et al., CVPR 2020; Chen et al., 2020, https://arxiv.org/abs/2003.04297"
     equation: ClassVar[str] = "-log(e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.n_j/T}))"
+    search_space: ClassVar[SearchSpace] = {
+        "temperature": {"loguniform": [0.07, 0.5]},
+        "momentum": {"choice": [0.9, 0.99, 0.999, 0.9999]},
+        "queue": {"choice": [256, 1024, 4096, 16384, 65536]},
+    }
+    search_source: ClassVar[str] = "Around the published values, down to queues for smaller sets."
 
     temperature: Temperature = 0.2
     queue: Width = 65536

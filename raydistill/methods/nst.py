@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from raydistill.lazy import F, Tensor, torch
-from raydistill.methods.base import Loss, Method, Step, Weight
+from raydistill.methods.base import Loss, Method, SearchSpace, Step, Weight
 from raydistill.methods.maps import same_size
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.stages import SeveralStages
@@ -62,6 +62,8 @@ class NST(SeveralStages, Method):
     name: ClassVar[str] = "nst"
     paper: ClassVar[str] = "Huang and Wang, 2017, https://arxiv.org/abs/1707.01219"
     equation: ClassVar[str] = "sum_i |S^T S / C_s - T^T T / C_t|_F^2, S [C_s, H W] and T [C_t, H W] with unit rows"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [15.0, 150.0]}}
+    search_source: ClassVar[str] = "Around the weight of CRD's tables."
 
     weight: Weight = 50.0
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperature, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step, Temperature, Weight
 from raydistill.methods.kd import kd_loss
 from raydistill.methods.precision import at_least_float32, no_autocast
 
@@ -75,6 +75,12 @@ class ONE(Method):
     name: ClassVar[str] = "one"
     paper: ClassVar[str] = "Lan et al., NeurIPS 2018, https://arxiv.org/abs/1806.04606"
     equation: ClassVar[str] = "sum_i CE(z_i) + CE(z_e) + T^2 sum_i KL(z_e / T || z_i / T), z_e = sum_i g_i z_i"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.3, 3.0]},
+        "temperature": {"loguniform": [1.0, 10.0]},
+        "branches": {"choice": [2, 3, 4, 5]},
+    }
+    search_source: ClassVar[str] = "Around the published values."
 
     weight: Weight = 1.0
     temperature: Temperature = 3.0

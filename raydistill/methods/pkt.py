@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import Tensor, torch
-from raydistill.methods.base import Loss, Method, Needs, Step, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Step, Weight
 from raydistill.methods.collectives import PUBLISHED_BATCH, gather_rows, gather_with_grad
 from raydistill.methods.precision import at_least_float32, no_autocast
 
@@ -50,6 +50,8 @@ class PKT(Method):
     name: ClassVar[str] = "pkt"
     paper: ClassVar[str] = "Passalis and Tefas, ECCV 2018, https://arxiv.org/abs/1803.10837"
     equation: ClassVar[str] = "B/64 * mean_ij p_ij log(p_ij / q_ij), p_ij = K(t_i, t_j) / sum_j K, K = (cos + 1) / 2"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [10000.0, 100000.0]}}
+    search_source: ClassVar[str] = "Around the weight of CRD's tables."
 
     weight: Weight = 30000.0
     variant: Literal["paper", "code"] = "paper"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Momentum, Needs, Setting, Step, Temperature, Weight
+from raydistill.methods.base import Loss, Method, Momentum, Needs, SearchSpace, Setting, Step, Temperature, Weight
 from raydistill.methods.collectives import gather_rows, own_rows
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.protocpc_modes import DEFAULTS, MODES, ONLY_FOR
@@ -87,6 +87,15 @@ class ProtoCPC(SelfDistillation, Method):
     name: ClassVar[str] = "protocpc"
     paper: ClassVar[str] = "Lee, Representation Distillation by Prototypical CPC, ICLR 2022"
     equation: ClassVar[str] = "-sum_k p_t z_s / T_s + logsumexp(z_s / T_s + log prior), p_t = SK(z_t / T_t)"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.5, 5.0]},
+        "assignment": {"choice": ["sinkhorn", "softmax"]},
+        "prior_momentum": {"choice": [0.0, 0.9, 0.99]},
+    }
+    search_source: ClassVar[str] = (
+        "Table 7 for the prior's momentum, Table 8 for the assignment; around the published weights. No "
+        "temperature is swept in the paper, and which of them counts depends on the mode."
+    )
 
     mode: Literal["supervised", "compress", "self"] = "supervised"
     weight: Weight = 1.75

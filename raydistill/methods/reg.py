@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from raydistill.lazy import F, nn
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step
 from raydistill.methods.precision import at_least_float32, no_autocast
 
 
@@ -19,6 +19,8 @@ class Regression(Method):
     name: ClassVar[str] = "reg"
     paper: ClassVar[str] = "Koohpayegani et al., NeurIPS 2020, https://arxiv.org/abs/2010.14713, section 4.2"
     equation: ClassVar[str] = "mean (W s + b - t)^2"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [0.3, 3.0]}}
+    search_source: ClassVar[str] = "Around the default."
 
     def needs(self) -> Needs:
         """Embeddings on both sides."""

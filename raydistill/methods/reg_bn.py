@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, nn
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step
 from raydistill.methods.collectives import gather_rows, gather_with_grad
 from raydistill.methods.precision import at_least_float32, no_autocast
 
@@ -29,6 +29,8 @@ class RegressionBN(Method):
     name: ClassVar[str] = "reg_bn"
     paper: ClassVar[str] = "Koohpayegani et al., NeurIPS 2020, https://arxiv.org/abs/2010.14713, section 4.2"
     equation: ClassVar[str] = "mean (BN(W s) - BN(t))^2"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [0.3, 3.0]}}
+    search_source: ClassVar[str] = "Around the default."
 
     def needs(self) -> Needs:
         """Embeddings on both sides."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.schedules import grown
 from raydistill.methods.stages import SeveralStages
@@ -67,6 +67,8 @@ class ReviewKD(SeveralStages, Method):
     name: ClassVar[str] = "reviewkd"
     paper: ClassVar[str] = "Chen et al., CVPR 2021, https://arxiv.org/abs/2104.09044"
     equation: ClassVar[str] = "min(epoch / warmup, 1) sum_i HCL(f_i, t_i), f_i from the student's stages i, i+1, ..."
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [0.3, 3.0]}}
+    search_source: ClassVar[str] = "Around the default."
 
     warmup_epochs: Annotated[int, Field(ge=0)] = 20
     max_width: Annotated[int, Field(ge=1)] = 512

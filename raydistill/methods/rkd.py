@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import F, Tensor, torch
-from raydistill.methods.base import Loss, Method, Needs, Step, Weight
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Step, Weight
 from raydistill.methods.collectives import gather_rows, gather_with_grad
 from raydistill.methods.precision import at_least_float32, no_autocast
 
@@ -85,6 +85,11 @@ class RKD(Method):
     name: ClassVar[str] = "rkd"
     paper: ClassVar[str] = "Park et al., CVPR 2019, https://arxiv.org/abs/1904.05068"
     equation: ClassVar[str] = "w_d huber(|i-j|_s / mean, |i-j|_t / mean) + w_a huber(cos ijk_s, cos ijk_t)"
+    search_space: ClassVar[SearchSpace] = {
+        "distance_weight": {"loguniform": [8.0, 80.0]},
+        "angle_weight": {"loguniform": [15.0, 150.0]},
+    }
+    search_source: ClassVar[str] = "Around the weights of CRD's tables."
 
     distance_weight: Weight = 25.0
     angle_weight: Weight = 50.0

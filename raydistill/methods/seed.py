@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import Tensor, nn
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperature
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step, Temperature
 from raydistill.methods.collectives import gather_rows
 from raydistill.methods.contrast import unit
 from raydistill.methods.key_softmax import attend, log_sum
@@ -64,6 +64,12 @@ class SEED(Method):
     name: ClassVar[str] = "seed"
     paper: ClassVar[str] = "Fang et al., ICLR 2021, https://arxiv.org/abs/2101.04731"
     equation: ClassVar[str] = "-sum_j softmax_j(t.k / T_t) log softmax_j(s.k / T_s), k = (t, queue)"
+    search_space: ClassVar[SearchSpace] = {
+        "student_temperature": {"loguniform": [0.05, 0.5]},
+        "teacher_temperature": {"loguniform": [0.005, 0.1]},
+        "queue": {"choice": [256, 1024, 4096, 16384, 65536]},
+    }
+    search_source: ClassVar[str] = "Around the published values; fewer keys for smaller sets."
 
     student_temperature: Temperature = 0.2
     teacher_temperature: Temperature = 0.01

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from raydistill.lazy import Tensor, torch
-from raydistill.methods.base import Loss, Method, Step, Weight
+from raydistill.methods.base import Loss, Method, SearchSpace, Step, Weight
 from raydistill.methods.collectives import PUBLISHED_BATCH, gather_rows, gather_with_grad
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.stages import OneStage, StageNumber
@@ -56,6 +56,8 @@ class SP(OneStage, Method):
     name: ClassVar[str] = "sp"
     paper: ClassVar[str] = "Tung and Mori, ICCV 2019, https://arxiv.org/abs/1907.09682"
     equation: ClassVar[str] = "B/64 * |G_s - G_t|_F^2 / B^2, G = F F^T with unit rows, F [B, C H W]"
+    search_space: ClassVar[SearchSpace] = {"weight": {"loguniform": [1000.0, 10000.0]}}
+    search_source: ClassVar[str] = "Around the weight of CRD's tables."
 
     weight: Weight = 3000.0
     stage: StageNumber = 3

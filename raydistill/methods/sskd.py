@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Draw, Loss, Method, Needs, Setting, Stage, Step, Temperature, Weight
+from raydistill.methods.base import Draw, Loss, Method, Needs, SearchSpace, Setting, Stage, Step, Temperature, Weight
 from raydistill.methods.collectives import gather_rows, gather_with_grad
 from raydistill.methods.contrast import unit
 from raydistill.methods.kd import kd_loss
@@ -88,6 +88,13 @@ class SSKD(Method):
     name: ClassVar[str] = "sskd"
     paper: ClassVar[str] = "Xu et al., ECCV 2020, https://arxiv.org/abs/2006.07114"
     equation: ClassVar[str] = "w_kd KD(x) + w_t KD(turned x) + w_ss t^2 KL(softmax(A_t / t) || softmax(A_s / t))"
+    search_space: ClassVar[SearchSpace] = {
+        "turned_weight": {"loguniform": [1.0, 8.0]},
+        "similarity_weight": {"loguniform": [3.0, 30.0]},
+        "temperature": {"loguniform": [1.0, 10.0]},
+        "similarity_temperature": {"loguniform": [0.15, 1.5]},
+    }
+    search_source: ClassVar[str] = "Around the published values."
 
     kd_weight: Weight = 0.9
     turned_weight: Weight = 2.7

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Needs, Setting, Step, Temperature
+from raydistill.methods.base import Loss, Method, Needs, SearchSpace, Setting, Step, Temperature
 from raydistill.methods.collectives import gather_rows, own_rows
 from raydistill.methods.contrast import unit
 from raydistill.methods.crops import GLOBAL_CROPS, AreaRange, MultiCrop, over_other_views, soft_cross_entropy
@@ -51,6 +51,12 @@ class SwAV(MultiCrop, Method):
     name: ClassVar[str] = "swav"
     paper: ClassVar[str] = "Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882"
     equation: ClassVar[str] = "-sum_k q_k log softmax(z / T)_k, q = SK(z / epsilon), over pairs of two crops"
+    search_space: ClassVar[SearchSpace] = {
+        "temperature": {"loguniform": [0.05, 0.3]},
+        "epsilon": {"loguniform": [0.02, 0.1]},
+        "prototypes": {"choice": [300, 1000, 3000, 10000]},
+    }
+    search_source: ClassVar[str] = "Around the published values, down to as many prototypes as smaller sets can fill."
 
     global_scale: AreaRange = (0.14, 1.0)
     local_scale: AreaRange = (0.05, 0.14)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raydistill.lazy import F, Tensor, nn, torch
-from raydistill.methods.base import Loss, Method, Setting, Step
+from raydistill.methods.base import Loss, Method, SearchSpace, Setting, Step
 from raydistill.methods.maps import same_size
 from raydistill.methods.precision import at_least_float32, no_autocast
 from raydistill.methods.stages import SeveralStages
@@ -48,6 +48,11 @@ class VID(SeveralStages, Method):
     name: ClassVar[str] = "vid"
     paper: ClassVar[str] = "Ahn et al., CVPR 2019, https://arxiv.org/abs/1904.05835"
     equation: ClassVar[str] = "sum_i mean 0.5 ((t - mu(s))^2 / v + log v), v = softplus(a_c) + 1e-5"
+    search_space: ClassVar[SearchSpace] = {
+        "weight": {"loguniform": [0.3, 3.0]},
+        "initial_variance": {"loguniform": [1.5, 15.0]},
+    }
+    search_source: ClassVar[str] = "Around the weight of CRD's tables and the default variance."
 
     initial_variance: Annotated[float, Field(gt=_LEAST_VARIANCE)] = 5.0
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from raydistill.lazy import nn
-from raydistill.methods.banks import BankContrast
-from raydistill.methods.base import Loss, Method, Setting, Step, Weight
+from raydistill.methods.banks import BANK_SPACE, BankContrast
+from raydistill.methods.base import Loss, Method, SearchSpace, Setting, Step, Weight
 from raydistill.methods.gckt import GCKT
 from raydistill.methods.lckt import LCKT, Epsilon, Iterations
 
@@ -22,6 +22,13 @@ class WCoRD(BankContrast, Method):
     name: ClassVar[str] = "wcord"
     paper: ClassVar[str] = "Chen et al., CVPR 2021, https://arxiv.org/abs/2012.08674"
     equation: ClassVar[str] = "w_g GCKT(s, t; banks) + w_l LCKT(s, t)"
+    search_space: ClassVar[SearchSpace] = {
+        "global_weight": {"loguniform": [0.25, 2.5]},
+        "local_weight": {"loguniform": [0.015, 0.15]},
+        "epsilon": {"loguniform": [0.015, 0.15]},
+        **BANK_SPACE,
+    }
+    search_source: ClassVar[str] = "CRD's Figure 5, as the banks are CRD's; around the default weights."
 
     global_weight: Weight = 0.8
     local_weight: Weight = 0.05

@@ -24,6 +24,8 @@ with `cache.outputs: [logits, embedding]`. *Trains* and *remembers* are for CIFA
 classes), teacher {TEACHER}, student {STUDENT}, and the defaults: parameters beside the student's, and the size of
 queues, banks, priors and averaged copies in the checkpoint. `raydistill list methods NAME` tells the same.
 
+*Ready-made range* is what a sweep tries of a hyper-parameter with `methods.<label>: auto` in `tune.space`.
+
 B: batch, D: width of an embedding, C: classes, K: prototypes, Q: queue, M: training images, T: temperature."""
 
 
@@ -67,13 +69,17 @@ def _sizes(method: Method, setting: Setting) -> tuple[str, str]:
 
 
 def _section(about: Description, trains: str, remembers: str) -> str:
-    rows = "\n".join(f"| `{field}` | {default} | {allowed} |" for field, (allowed, default) in about.parameters.items())
+    rows = "\n".join(
+        f"| `{field}` | {default} | {allowed} | {about.ranges.get(field, '')} |"
+        for field, (allowed, default) in about.parameters.items()
+    )
     return (
         f"## {about.name}\n\n{about.paper}\n\n`{about.equation}`\n\n{about.text}\n\n"
         f"- student: {about.student}\n- teacher: {about.teacher}\n- cache: {about.cache}\n"
         f"- mixup and CutMix: {about.mixing}\n"
-        f"- trains: {trains}; remembers: {remembers}\n\n"
-        f"| hyper-parameter | default | allowed |\n|---|---|---|\n{rows}"
+        f"- trains: {trains}; remembers: {remembers}\n"
+        f"- ready-made ranges: {about.ranges_from}\n\n"
+        f"| hyper-parameter | default | allowed | ready-made range |\n|---|---|---|---|\n{rows}"
     )
 
 

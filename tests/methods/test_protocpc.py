@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raydistill.errors import ConfigError
 from raydistill.functional import proto_cpc_loss, sinkhorn_knopp, update_prior
 from raydistill.methods.contrast import unit
+from raydistill.methods.kd import KD
 from raydistill.methods.protocpc import ProtoCPC
 from raydistill.methods.protocpc_modes import MODES
 from tests.golden import golden
@@ -102,6 +103,21 @@ def test_loss_is_contrastive_in_the_prototypes() -> None:
     probabilities = torch.nn.functional.one_hot(labels, 6).double()
     loss = proto_cpc_loss(logits, probabilities, torch.ones(6, dtype=torch.float64))
     close(loss, torch.nn.functional.cross_entropy(logits, labels))
+
+
+def test_a_prior_that_never_moves_makes_it_distillation_by_cross_entropy() -> None:
+    """Table 8's rows CE: with ``prior_momentum`` 1 and a softmax the gradient is that of kd, step after step."""
+    method = ProtoCPC(prior_momentum=1.0, assignment="softmax")
+    setting = replace(tiny_setting(), student={"logits": (9,)}, teachers=({"logits": (9,)},))
+    parts: Any = method.parts(setting).double()
+    for _ in range(2):
+        student, teacher = torch.randn(8, 9, dtype=torch.float64).requires_grad_(), torch.randn(8, 9).double()
+        step = single_step({0: {"logits": student}}, {0: {"logits": teacher}})
+        loss = method.loss(step, parts)
+        method.after_step(parts, nn.Identity(), loss.carry)
+        close(parts["prior"].value, torch.ones(9))
+        found, expected = (torch.autograd.grad(total, student)[0] for total in (loss.total, KD().loss(step, {}).total))
+        close(found, expected)
 
 
 def test_prototypes_that_nobody_chose_keep_the_loss_finite() -> None:

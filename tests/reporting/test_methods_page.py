@@ -24,3 +24,12 @@ def test_a_description_names_what_a_user_can_set() -> None:
     assert (about.teacher, about.cache) == ("embedding", "yes")
     assert "index" in about.student
     assert any("``variant: code`` divides scores by a constant Z" in line for line in lines(about))
+
+
+def test_a_description_tells_the_ready_made_ranges_and_their_source() -> None:
+    about = describe("crd")
+    assert about.ranges["temperature"] == "loguniform: [0.02, 0.3]"
+    assert "exclude" not in about.ranges
+    told = " ".join(lines(about))
+    assert about.ranges_from in told and "temperature  loguniform: [0.02, 0.3]" in told
+    assert "| `temperature` | 0.1 | number > 0 | loguniform: [0.02, 0.3] |" in PAGE.read_text(encoding="utf-8")
