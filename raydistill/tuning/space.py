@@ -173,7 +173,9 @@ def _listed(labels: Iterable[str]) -> str:
 
 
 def _range(key: str, spec: Mapping[str, Any]) -> Range:
-    if key.split(".", maxsplit=1)[0] in SHARED or (key.split(".", maxsplit=1)[0] == "data" and not key.startswith(SWEPT_OF_DATA)):
+    if key.split(".", maxsplit=1)[0] in SHARED or (
+        key.split(".", maxsplit=1)[0] == "data" and not key.startswith(SWEPT_OF_DATA)
+    ):
         raise ConfigError("cannot be swept: all trials share images, teacher and cache; make a sweep for each value")
     given = {kind: values for kind, values in spec.items() if kind != "when"}
     if len(given) != 1:
@@ -246,7 +248,7 @@ def _check_switch(experiment: Experiment, entry: Range) -> None:
         raise ConfigError(f"no such method to switch on or off (there are {_listed(experiment.methods)})")
     if entry.key.startswith(SWEPT_OF_DATA) and experiment.cache.views and experiment.reads_cache:
         raise ConfigError(
-            "the cached views were made with one data.augment; leave it out, or set cache.views=0 or teacher.source=live"
+            "the cached views were made with one data.augment; set cache.views=0 or teacher.source=live, or omit it"
         )
 
 

@@ -81,9 +81,7 @@ class Suggestions:
             if self._config.search == "tpe"
             else optuna.samplers.RandomSampler(seed=seed)
         )
-        return optuna.create_study(
-            sampler=sampler, direction="maximize" if self._config.mode == "max" else "minimize"
-        )
+        return optuna.create_study(sampler=sampler, direction="maximize" if self._config.mode == "max" else "minimize")
 
     def _combinations(self) -> Iterator[Values]:
         """Every combination of grid values, those that do not count left out, each once."""

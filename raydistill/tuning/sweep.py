@@ -174,5 +174,7 @@ def _run_trials(
 
 def _longest(experiment: Experiment) -> int:
     """Epochs of the longest trial."""
-    swept = [value for entry in parse_space(experiment) if entry.key == "train.epochs" for value in entry.extremes]
+    swept: list[int] = [
+        value for entry in parse_space(experiment) if entry.key == "train.epochs" for value in entry.extremes
+    ]
     return max([experiment.train.epochs, *swept])
