@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from raydistill.teachers.cache.request import needing_every_logit
 from raydistill.teachers.cache.shards import row_bytes
 from raydistill.teachers.network import load_teacher, output_shapes
 from raydistill.teachers.source import check_coverage
+from raydistill.tuning.space import check_space
 from tests.models.published import dino, dino_head, moco, swav, timm, without_classifier
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -35,6 +37,8 @@ FILES = sorted(EXPERIMENTS.glob("*/*.yaml"))
 IMAGENET = EXPERIMENTS / "imagenet"
 IMAGENET_FILES = sorted(IMAGENET.glob("*.yaml"))
 IMAGENET_IMAGES = 1281167
+ABLATIONS = EXPERIMENTS / "ablations"
+SWEEPS = sorted(path for path in ABLATIONS.glob("*.yaml") if path.stem != "teacher")
 ASSUMED_FLOP_PER_S = 20e12
 
 pytest.importorskip("torchvision")
@@ -100,41 +104,80 @@ def _teacher(described: str, shape: tuple[int, int, int], classes: int, folder: 
         return load_teacher(there, num_classes=classes, in_channels=shape[0])
 
 
-def _loaded(path: Path, files: Path) -> tuple[Experiment, Tapped]:
+def _loaded(path: Path, files: Path) -> tuple[Experiment, Tapped | None]:
     experiment = load_experiment(path)
     if "prototypes_file" in path.read_text("utf-8"):
         experiment = load_experiment(path, [f"methods.protocpc.prototypes_file={files / 'prototypes.safetensors'}"])
-    assert experiment.teacher is not None
+    if experiment.teacher is None:
+        return experiment, None
     return experiment, _teacher(experiment.teacher.model_dump_json(), *_images(experiment.data), files)
+
+
+def _training_images(data: DataConfig) -> int:
+    """Images to train on; 50000 of sets that are taken whole."""
+    return 50000 if data.subset is None else data.subset - round(data.subset * data.validation)
+
+
+def _setting(experiment: Experiment, teacher: Tapped | None) -> Setting:
+    """What the methods know before parts are built; classes are equally large."""
+    shape, classes = _images(experiment.data)
+    needs, count = experiment.all_needs, _training_images(experiment.data)
+    student, shapes = _student(experiment.student.model, shape, classes)
+    wanted = tuple(sorted({name for names in needs.teacher.values() for name in names}))
+    return Setting(
+        student=shapes,
+        teachers=() if teacher is None else (output_shapes(teacher, wanted, shape),),
+        student_network=student,
+        num_classes=classes,
+        num_samples=count,
+        batch_size=experiment.train.batch_size,
+        epochs=experiment.train.epochs,
+        labels=torch.arange(count) % classes if "label" in needs.columns else None,
+        seed=experiment.seed,
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_method_finds_what_it_needs(path: Path, files: Path) -> None:
     experiment, teacher = _loaded(path, files)
-    shape, classes = _images(experiment.data)
-    needs, config = experiment.all_needs, experiment.teacher
-    assert config is not None
-    student, shapes = _student(experiment.student.model, shape, classes)
+    needs, config, setting = experiment.all_needs, experiment.teacher, _setting(experiment, teacher)
     for names in needs.student.values():
-        assert names <= set(shapes)
-    wanted = tuple(sorted({name for names in needs.teacher.values() for name in names}))
-    setting = Setting(
-        student=shapes,
-        teachers=(output_shapes(teacher, wanted, shape),),
-        student_network=student,
-        num_classes=classes,
-        num_samples=50000,
-        batch_size=experiment.train.batch_size,
-        epochs=experiment.train.epochs,
-        labels=torch.arange(50000) % classes if "label" in needs.columns else None,
-        seed=experiment.seed,
-    )
+        assert names <= set(setting.student)
     for method in experiment.methods.values():
         method.check(setting)
-    if config.source == "cache":
-        output_shapes(teacher, experiment.cache.outputs, shape)
+    if config is None or teacher is None:
+        assert not needs.teacher
+    elif config.source == "cache":
+        output_shapes(teacher, experiment.cache.outputs, _images(experiment.data)[0])
         check_coverage("the cache", tuple(range(experiment.cache.views + 1)), experiment.cache.outputs, needs)
         assert not needing_every_logit(experiment)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_trial_of_an_ablation_can_run(path: Path, files: Path) -> None:
+    experiment, teacher = _loaded(path, files)
+    assert experiment.tune is not None
+    check_space(experiment)
+    for key, entry in experiment.tune.space.items():
+        for value in entry["grid"]:
+            trial = experiment.override({key: value})
+            for method in trial.methods.values():
+                method.check(_setting(trial, teacher))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_an_ablation_shows_the_whole_curve_around_the_default(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert experiment.tune is not None
+    assert (experiment.tune.scheduler.name, experiment.tune.samples) == ("none", 1)
+    grids = {key: entry["grid"] for key, entry in experiment.tune.space.items()}
+    trials = 1 + prod(len(values) for values in grids.values())  # the first is the experiment as it stands
+    head, readme = path.read_text("utf-8"), (ABLATIONS / "README.md").read_text("utf-8")
+    assert f" for {trials} trials." in head
+    row = re.search(rf"^\| `{path.stem}` \|.*\| (\d+) \|", readme, re.MULTILINE)
+    assert row is not None and int(row[1]) == trials
+    for key in grids:
+        assert f"`{key}`" in row[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -195,7 +238,7 @@ def test_sizes_and_hours_follow_from_the_shapes(path: Path, files: Path) -> None
     _, methods, _, row, rows, size, hours = _table()[path.stem]
     head = " ".join(line.lstrip("# ") for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
     assert methods == ", ".join(experiment.methods)
-    assert experiment.teacher is not None
+    assert experiment.teacher is not None and teacher is not None
     if experiment.teacher.source == "live":
         assert (row, rows, size, hours) == ("live", "none", "none", "none")
         return
@@ -218,7 +261,7 @@ def test_files_of_one_teacher_with_equal_rows_share_a_cache(files: Path) -> None
     shared: dict[tuple[str, int], set[str]] = {}
     for path in IMAGENET_FILES:
         experiment, teacher = _loaded(path, files)
-        assert experiment.teacher is not None
+        assert experiment.teacher is not None and teacher is not None
         if experiment.teacher.source == "cache":
             content = _content(experiment, teacher)
             shared.setdefault((content.teacher.weights, row_bytes(content)), set()).add(content.key)

@@ -198,8 +198,8 @@ class Stage:
 class Method(BaseModel):
     """Base of all methods. Subclasses set ``name``, ``paper`` and ``equation`` and add hyper-parameters.
 
-    ``search_space`` is the method's ready-made part of a sweep: what to try of its own hyper-parameters, whatever the
-    others are, on sets of 5000 images or more; ``search_source`` says where these ranges are from.
+    ``search_space`` is the method's ready-made part of a sweep: what to try of its own hyper-parameters while the
+    others keep their defaults, with 5000 images to train on or more; ``search_source`` says where the ranges are from.
 
     Of several teachers a method sees one at a time: it has parts for each, and its losses are summed. One with
     ``joins_teachers`` sees all of them in ``step.teachers``.

@@ -24,7 +24,8 @@ with `cache.outputs: [logits, embedding]`. *Trains* and *remembers* are for CIFA
 classes), teacher {TEACHER}, student {STUDENT}, and the defaults: parameters beside the student's, and the size of
 queues, banks, priors and averaged copies in the checkpoint. `raydistill list methods NAME` tells the same.
 
-*Ready-made range* is what a sweep tries of a hyper-parameter with `methods.<label>: auto` in `tune.space`.
+*Ready-made range* is what a sweep tries of a hyper-parameter with `methods.<label>: auto` in `tune.space`; it is
+meant for 5000 images to train on, or more.
 
 B: batch, D: width of an embedding, C: classes, K: prototypes, Q: queue, M: training images, T: temperature."""
 

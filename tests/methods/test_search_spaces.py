@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from raydistill.methods.protocpc import ProtoCPC
 from raydistill.methods.registry import METHODS, method_class
+from tests.methods.support import tiny_setting
 
 LISTS = {"choice", "grid"}
 RANGES = {"uniform", "loguniform", "int", "logint"}
@@ -35,6 +38,14 @@ def test_ends_and_choices_are_what_the_method_allows(name: str) -> None:
             made = method_class(name).model_validate({field: value})
             assert getattr(made, field) == value
             assert type(getattr(made, field)) is type(value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_five_thousand_images_of_ten_classes_suffice(name: str) -> None:
+    """A sweep sets all fields at once, here to their first and to their last values."""
+    setting = replace(tiny_setting(same_maps=True), num_samples=5000, labels=torch.arange(5000) % 10)
+    for end in (0, -1):
+        method_class(name).model_validate({field: values[end] for field, _, values in _entries(name)}).check(setting)
 
 
 @pytest.mark.parametrize("name", METHODS)
