@@ -27,7 +27,8 @@ def standings(found: Mapping[int, Sequence[float]], mode: str) -> list[Standing]
         Standing(trial, float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, len(values))
         for trial, values in found.items()
     ]
-    return sorted(made, key=lambda standing: standing.mean, reverse=mode == "max")
+    sign = -1.0 if mode == "max" else 1.0
+    return sorted(made, key=lambda standing: (sign * round(standing.mean, 9), standing.trial))  # equal up to rounding
 
 
 def tied_with(found: Mapping[int, Sequence[float]], best: int) -> list[int]:
