@@ -100,8 +100,8 @@ def train(
 
 @app.command()
 def tune(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
-    """Sweep over the keys of `tune.space` with ASHA; ends with the best configuration as a file."""
-    from raydistill import display
+    """Sweep over the keys of `tune.space`; ends with the best configuration as a file."""
+    from raydistill.sweep_display import sweep
 
     experiment = _load(config, overrides)
     from raydistill.tuning.space import check_space
@@ -109,7 +109,7 @@ def tune(config: Config, overrides: Overrides = None, as_json: Json = False, res
     check_space(experiment)
     from raydistill.tuning.sweep import tune as run
 
-    with display.sweep(experiment) as watch:
+    with sweep(experiment) as watch:
         result = run(experiment, resume=resume, watch=watch)
     _finish(result, as_json)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from raydistill import display
 from raydistill.config import Experiment, load_experiment
+from raydistill.sweep_display import sweep as sweep_display
 
 
 def run_demo(output: str) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def run_demo(output: str) -> dict[str, Any]:
         built = build_cache(experiment, progress=progress)
     display.say(f"cache: {built.computed_rows} rows in {built.path}")
     display.say("3/5  a sweep of students learns from the cache")
-    with display.sweep(experiment) as watch:
+    with sweep_display(experiment) as watch:
         sweep = tune(experiment, watch=watch)
     display.say("4/5  the best one is trained by itself")
     best = load_experiment(sweep["best_config"], ["name=student"])

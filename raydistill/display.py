@@ -7,10 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -18,7 +17,6 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from raydistill.evaluation.collapse import collapse_warnings
@@ -48,7 +46,7 @@ def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolde
 
         def watch(folder: RunFolder) -> None:
             nonlocal shown, shown_of_stages, warned, noticed, phase, started
-            noticed = _say_notices(experiment, folder, since, noticed)
+            noticed = say_notices(experiment, folder, since, noticed)
             records = folder.pretraining()
             for record in records[shown_of_stages:]:
                 say(f"{experiment.name}: stage {record['stage']}, epoch {record['epoch']}  {_terms(record)}")
@@ -70,7 +68,7 @@ def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolde
         yield watch
 
 
-def _say_notices(experiment: Experiment, folder: RunFolder, since: float, said: int) -> int:
+def say_notices(experiment: Experiment, folder: RunFolder, since: float, said: int) -> int:
     """Say the notices of a run beyond the first ``said`` ones; return how many have been said now."""
     notices = folder.notices(since)
     for notice in notices[said:]:
@@ -136,11 +134,12 @@ class Pace:
     def line(self, done: int, total: int) -> str:
         """Say rows, images a second and the time left."""
         rate = self.rate
-        pace = "" if rate is None else f"  {rate:.0f} images/s  {_duration((total - done) / rate)} left"
+        pace = "" if rate is None else f"  {rate:.0f} images/s  {duration((total - done) / rate)} left"
         return f"{done}/{total} rows{pace}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return ``1 h 02 min``, ``3 min 20 s`` or ``5 s``."""
     minutes, rest = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
@@ -168,61 +167,3 @@ def rows(title: str) -> Iterator[Callable[[int, int], None]]:
                 say(f"{title}: {line}")
 
         yield watch
-
-
-@contextmanager
-def sweep(experiment: Experiment) -> Iterator[Callable[[RunFolder], None]]:
-    """Show a sweep as a table of trials at a terminal, and a line for each new best everywhere."""
-    assert experiment.tune is not None
-    best: float | None = None
-    noticed, since = 0, time.time()
-    sign = 1.0 if experiment.tune.mode == "max" else -1.0
-    with Live(Text("starting Ray ..."), console=console, refresh_per_second=2, transient=True) as live:
-
-        def watch(folder: RunFolder) -> None:
-            nonlocal best, noticed
-            noticed = _say_notices(experiment, folder, since, noticed)
-            trials = [_trial(path, experiment) for path in sorted((folder.path / "trials").glob("*/trial.json"))]
-            for trial in trials:
-                value = trial["metric"]
-                if value is not None and (best is None or sign * value > sign * best):
-                    best = value
-                    say(f"{experiment.name}: best so far {value:.2f} by trial {trial['name']} {trial['values']}")
-            if trials:
-                live.update(Group(_trial_table(trials, experiment)))
-
-        yield watch
-
-
-def _trial(path: Path, experiment: Experiment) -> dict[str, Any]:
-    import json
-
-    from raydistill.training.run_folder import RunFolder
-
-    assert experiment.tune is not None
-    history = RunFolder(path.parent).history()
-    metric = history[-1].get(experiment.tune.metric) if history else None
-    values = json.loads(path.read_text())
-    return {
-        "name": path.parent.name,
-        "values": ", ".join(
-            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
-        ),
-        "epoch": len(history),
-        "metric": metric,
-    }
-
-
-def _trial_table(trials: list[dict[str, Any]], experiment: Experiment) -> Table:
-    assert experiment.tune is not None
-    table = Table(
-        "trial",
-        "values",
-        "epoch",
-        experiment.tune.metric,
-        title=f"{experiment.name}: {len(trials)} of {experiment.tune.samples} trials started",
-    )
-    for trial in trials[-20:]:
-        metric = "" if trial["metric"] is None else f"{trial['metric']:.2f}"
-        table.add_row(trial["name"], trial["values"], f"{trial['epoch']}/{experiment.train.epochs}", metric)
-    return table

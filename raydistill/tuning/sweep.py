@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from raydistill.config import Experiment, flatten, load_experiment
 from raydistill.errors import ConfigError, RunError
-from raydistill.files import write_atomically
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
 from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
@@ -19,10 +17,10 @@ from raydistill.tuning.budget import Budget
 from raydistill.tuning.space import check_space, covering, parse_space
 from raydistill.tuning.suggesting import Suggestions
 from raydistill.tuning.trial import Sweep, run_trial
+from raydistill.tuning.trial_folder import read_state, write_state
 from raydistill.tuning.warm_start import earlier_trials
 
 STATE = "ray_tune"
-SLOTS = "slots.json"
 MAY_CHANGE = {"samples", "budget", "repeats", "finalists"}
 """Keys of ``tune`` that may be others when a sweep goes on: they do not change what was tried before."""
 
@@ -51,16 +49,18 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         arrays = prepare_while_ray_starts(covering(experiment), {})
         folder.begin(experiment, resume=resume)
         folder.list_skipped(arrays["train"]["skipped"])
-        slots = _slots(experiment, folder, arrays)
+        before = read_state(folder.path)
+        slots = before["slots"] if before else _slots(experiment, arrays)
         budget = Budget(
-            _tune(experiment).budget, gpus_per_trial=_gpus(experiment), hours_before=slots.get("hours", 0.0)
+            _tune(experiment).budget, gpus_per_trial=_gpus(experiment), hours_before=before.get("hours", 0.0)
         )
         agenda = Agenda(experiment, Suggestions(experiment, earlier), budget)
+        write_state(folder.path, slots, agenda.total, budget.hours)
         with tracked(experiment, folder, kind="tune"):
             try:
-                watched(lambda: _run_trials(experiment, folder, arrays, agenda, slots["slots"]), folder, watch)
+                watched(lambda: _run_trials(experiment, folder, arrays, agenda, slots), folder, watch)
             finally:
-                _note_slots(folder, slots["slots"], budget.hours)
+                write_state(folder.path, slots, agenda.total, budget.hours)
             train = from_arrays(arrays).train
             result = {**conclude(experiment, folder, train.shape, train.num_classes), "epochs_spent": budget.epochs}
             folder.write_result(result)
@@ -90,11 +90,8 @@ def _require_the_same(experiment: Experiment, folder: RunFolder) -> None:
         )
 
 
-def _slots(experiment: Experiment, folder: RunFolder, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how many trials run at a time, as it was when the sweep began, since its order follows from it."""
-    path = folder.path / "logs" / SLOTS
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
+def _slots(experiment: Experiment, arrays: Mapping[str, Any]) -> int:
+    """Return how many trials run at a time."""
     config, scale = _tune(experiment), experiment.scale
     import ray
 
@@ -110,12 +107,7 @@ def _slots(experiment: Experiment, folder: RunFolder, arrays: Mapping[str, Any])
             f"tune: a trial needs {cpus:g} CPUs and {gpus:g} GPUs, but Ray has {free:g} and "
             f"{available.get('GPU', 0.0):g} to give"
         )
-    _note_slots(folder, slots := min(room, config.concurrent or room), 0.0)
-    return {"slots": slots}
-
-
-def _note_slots(folder: RunFolder, slots: int, hours: float) -> None:
-    write_atomically(folder.path / "logs" / SLOTS, json.dumps({"slots": slots, "hours": hours}))
+    return min(room, config.concurrent or room)
 
 
 def _gpus(experiment: Experiment) -> float:

@@ -14,6 +14,7 @@ from raydistill.training.run_folder import CHECKPOINTS, RunFolder
 from raydistill.tuning.agenda import FINALISTS, TRIALS, Job
 
 RECORD = "trial.json"
+STATE = "logs/sweep.json"
 Status = Literal["running", "completed", "stopped", "failed"]
 
 
@@ -48,6 +49,17 @@ class TrialFolder(RunFolder):
 
     def _write(self, record: Mapping[str, Any]) -> None:
         write_atomically(self.path / RECORD, json.dumps(dict(record)) + "\n")
+
+
+def write_state(sweep: Path, slots: int, total: int, hours: float) -> None:
+    """Keep how many trials run at a time, as the order of a sweep follows from it, their number, and its hours."""
+    write_atomically(sweep / STATE, json.dumps({"slots": slots, "total": total, "hours": hours}))
+
+
+def read_state(sweep: Path) -> dict[str, Any]:
+    """Return what ``write_state`` wrote, or nothing."""
+    path = sweep / STATE
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def trials_of(sweep: Path) -> list[TrialFolder]:
