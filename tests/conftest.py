@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from raydistill.config import Experiment, parse_experiment
+from tests.nodes import Nodes, running_nodes
 
 # A Ray that runs on the machine for other purposes must not be joined by tests.
 os.environ.pop("RAY_ADDRESS", None)
@@ -61,6 +62,13 @@ def ray_session() -> Iterator[None]:
     ensure_ray(num_cpus=2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    """A Ray of three nodes, for commands that join it."""
+    with running_nodes(tmp_path) as nodes:
+        yield nodes
 
 
 def digits(folder: Path, **sections: Any) -> Experiment:

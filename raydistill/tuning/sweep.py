@@ -41,7 +41,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
     with claimed(experiment.folder, resume=resume) as folder:
         if resume:
             _require_the_same(experiment, folder)
-        if resume and folder.succeeded:
+        if resume and folder.succeeded and not _asks_for_more(experiment, folder):
             return folder.result()
         from raydistill.training.material import from_arrays  # as late as all that brings torch
         from raydistill.tuning.conclusion import conclude
@@ -88,6 +88,11 @@ def _require_the_same(experiment: Experiment, folder: RunFolder) -> None:
             f"{folder.path}: --resume goes on with the sweep that began, but {', '.join(changed)} changed; "
             "undo that, or give the sweep another name=..."
         )
+
+
+def _asks_for_more(experiment: Experiment, folder: RunFolder) -> bool:
+    """Whether a sweep that has ended is given more to try than it had."""
+    return load_experiment(folder.path / CONFIG).tune != experiment.tune
 
 
 def _slots(experiment: Experiment, arrays: Mapping[str, Any]) -> int:

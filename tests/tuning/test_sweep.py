@@ -3,15 +3,23 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raydistill.config import load_experiment
-from raydistill.errors import RunError
+from raydistill.errors import ConfigError, RunError
 from raydistill.tuning.sweep import tune
 from tests.conftest import digits
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+
+RATES = [1e-6, 1e-7, 1e-8]
+
+
+def rows_of(run: Path, name: str = "trials.csv") -> list[dict[str, str]]:
+    with (run / name).open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_sweep_stops_bad_trials_early_and_ends_with_a_file_that_runs(tmp_path: Path) -> None:
@@ -21,33 +29,103 @@ def test_a_sweep_stops_bad_trials_early_and_ends_with_a_file_that_runs(tmp_path:
         tune={
             "samples": 1,
             "concurrent": 1,
+            "repeats": 2,
+            "finalists": 1,
             "scheduler": {"name": "asha", "grace": 1, "reduction": 2},
-            "space": {"train.optimizer.lr": {"grid": [0.05, 1e-6, 1e-7, 1e-8]}},
+            "space": {"train.optimizer.lr": {"grid": RATES}},
         },
     )
     result = tune(experiment)
     run = Path(result["run"])
-    assert result["trials"] == 4
-    assert result["stopped_early"] >= 1
-    assert result["best_values"] == {"train.optimizer.lr": 0.05}
+    assert (result["trials"], result["completed"], result["stopped_early"]) == (4, 1, 3)
+    assert result["best_values"] == {}
     best = load_experiment(result["best_config"])
     assert best.train.optimizer.lr == 0.05
     assert best.tune is None
-    with (run / "trials.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["train.optimizer.lr"]) for row in rows] == [0.05, 1e-6, 1e-7, 1e-8]
-    assert sum(row["status"] == "stopped" for row in rows) == result["stopped_early"]
-    assert float(rows[0]["val/top1"]) == result["best_metric"]
+    rows = rows_of(run)
+    assert [row["trial"] for row in rows] == ["0000", "0001", "0002", "0003"]
+    assert [float(row["train.optimizer.lr"]) for row in rows] == [0.05, *RATES]
+    assert [row["status"] for row in rows] == ["completed", "stopped", "stopped", "stopped"]
+    assert [int(row["epochs"]) < 4 for row in rows] == [False, True, True, True]
     for row in rows:
         trial = run / "trials" / row["trial"]
-        history = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
-        assert len(history) >= int(row["epochs"])
+        assert json.loads((trial / "trial.json").read_text())["status"] == row["status"]
         assert (trial / "_SUCCESS").exists() == (row["status"] == "completed")
-    assert "top1" not in json.loads((run / "trials" / rows[0]["trial"] / "result.json").read_text())
+        assert not (trial / "checkpoints").exists()
+    assert "top1" not in json.loads((run / "trials" / "0000" / "result.json").read_text())
+    finals = rows_of(run, "finalists.csv")
+    assert [(row["trial"], row["seed"]) for row in finals] == [("0000", "1"), ("0000", "2")]
+    values = [float(row["val/top1"]) for row in finals]
+    assert result["best_metric"] == pytest.approx(sum(values) / 2)
+    assert result["seeds"] == 2
+    assert result["tie"] is False
+    assert result["top1"] > 20.0  # on the test images, of the winner alone
 
 
+def test_what_fails_is_told_with_its_cause_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    space = {
+        "train.optimizer.lr": {"grid": [0.05, 1e30]},
+        "train.schedule.warmup": {"grid": [0.0, 5.0]},
+        "train.epochs": {"grid": [2]},
+    }
+    result = tune(digits(tmp_path, tune={"samples": 1, "scheduler": {"name": "none"}, "space": space}))
+    rows = rows_of(Path(result["run"]))
+    told = {(row["train.optimizer.lr"], row["train.schedule.warmup"]): row for row in rows[1:]}
+    assert result["failed"] == sum(row["status"] == "failed" for row in rows) >= 1
+    assert "became NaN or infinite" in told["1e+30", "0.0"]["cause"]
+    assert told["0.05", "0.0"]["status"] == "completed"
+
+
+@pytest.mark.slow
 def test_a_sweep_whose_trials_all_fail_says_why(tmp_path: Path) -> None:
-    space = {"train.optimizer.lr": {"grid": [1e30, 1e31]}}
-    with pytest.raises(RunError, match="became NaN or infinite"):
-        tune(digits(tmp_path, tune={"samples": 1, "space": space}))
+    space = {"train.optimizer.momentum": {"grid": [0.5]}}
+    rate = {"epochs": 2, "batch_size": 48, "optimizer": {"lr": 1e30}}
+    with pytest.raises(RunError, match=r"all 2 trials failed .* became NaN or infinite"):
+        tune(digits(tmp_path, train=rate, tune={"samples": 1, "space": space}))
     assert not (tmp_path / "runs" / "digits" / "_SUCCESS").exists()
+
+
+def test_a_budget_ends_the_sweep(tmp_path: Path) -> None:
+    section = {"samples": 9, "scheduler": {"name": "none"}, "budget": {"epochs": 3}, "concurrent": 1}
+    result = tune(digits(tmp_path, tune=section | {"space": {"train.optimizer.lr": {"uniform": [0.01, 0.1]}}}))
+    assert (result["trials"], result["completed"], result["stopped_early"]) == (2, 1, 1)
+    assert result["epochs_spent"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["median", "hyperband"])
+def test_other_schedulers_of_ray_decide_as_well(tmp_path: Path, scheduler: str) -> None:
+    space = {"train.optimizer.lr": {"grid": [0.04, 0.06, 0.07, 1e-8]}}
+    section = {"samples": 1, "scheduler": {"name": scheduler}, "space": space}
+    result = tune(digits(tmp_path, train={"epochs": 4, "batch_size": 48}, tune=section))
+    rows = rows_of(Path(result["run"]))
+    assert result["trials"] == 5
+    assert rows[4]["status"] == "stopped"
+    assert result["completed"] >= 1
+    assert result["failed"] == 0
+
+
+@pytest.mark.slow
+def test_an_experiment_that_changed_is_no_sweep_to_go_on_with(tmp_path: Path) -> None:
+    def sweep(**train: Any) -> Any:
+        section = {"samples": 1, "space": {"train.optimizer.lr": {"grid": [0.05]}}}
+        return digits(tmp_path, train={"epochs": 1, "batch_size": 48} | train, tune=section)
+
+    first = tune(sweep())
+    assert tune(sweep(), resume=True) == first
+    with pytest.raises(ConfigError, match=r"train\.batch_size changed"):
+        tune(sweep(batch_size=60), resume=True)
+
+
+@pytest.mark.slow
+def test_more_samples_go_on_where_the_sweep_ended(tmp_path: Path) -> None:
+    def sweep(samples: int) -> Any:
+        section = {"samples": samples, "space": {"train.optimizer.lr": {"loguniform": [0.01, 0.1]}}}
+        return digits(tmp_path, train={"epochs": 1, "batch_size": 48}, tune=section)
+
+    first = tune(sweep(1))
+    run = Path(first["run"])
+    before = rows_of(run)
+    second = tune(sweep(2), resume=True)
+    assert second["trials"] == 3
+    assert rows_of(run)[:2] == before

@@ -1,0 +1,132 @@
+"""Sweeps whose driver, trial or node is killed come to what uninterrupted ones come to; whole commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from raydistill.config import Experiment
+from tests.conftest import digits
+from tests.nodes import Nodes, environment_of
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 180.0
+
+
+def sweep(folder: Path) -> Experiment:
+    return digits(
+        folder,
+        name="swept",
+        data={"name": "digits", "subset": 600, "validation": 0.2, "augment": {"crop": 1}},
+        train={"epochs": 9, "batch_size": 32},
+        tune={
+            "samples": 7,
+            "search": "tpe",
+            "repeats": 2,
+            "finalists": 2,
+            "concurrent": 2,
+            "space": {
+                "train.optimizer.lr": {"loguniform": [0.005, 0.3]},
+                "train.optimizer.name": {"choice": ["sgd", "adamw"]},
+                "train.optimizer.momentum": {"uniform": [0.0, 0.9], "when": {"train.optimizer.name": "sgd"}},
+            },
+        },
+    )
+
+
+class Command:
+    """``raydistill tune`` of the sweep."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.experiment, self.environment = sweep(folder), environment
+        self.run = self.experiment.folder
+        self.config = folder / "sweep.yaml"
+        self.config.write_text(self.experiment.to_yaml())
+
+    def start(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "raydistill.cli", "tune", str(self.config), *options],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def until(self, met: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while not (found := met()):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return found
+
+    def finish(self) -> None:
+        output = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0, output
+
+    def found(self) -> dict[str, pd.DataFrame]:
+        """The tables without times."""
+        trials = pd.read_csv(self.run / "trials.csv").drop(columns="seconds")
+        return {"trials": trials, "finalists": pd.read_csv(self.run / "finalists.csv")}
+
+    def worker_of(self, trial: str) -> int | None:
+        """The process that trains a trial, once an epoch of it is over."""
+        folder = self.run / "trials" / trial
+        if not (folder / "metrics.jsonl").is_file() or not (folder / "metrics.jsonl").read_text():
+            return None
+        record = json.loads((folder / "trial.json").read_text())
+        return record.get("pid") if record["status"] == "running" else None
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, pd.DataFrame]]:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+        command = Command(tmp_path_factory.mktemp("whole"), environment_of(short))
+        command.start()
+        command.finish()
+        yield command.found()
+
+
+def assert_same(found: dict[str, pd.DataFrame], wanted: dict[str, pd.DataFrame]) -> None:
+    for name, table in wanted.items():
+        pd.testing.assert_frame_equal(found[name], table, check_exact=True)
+
+
+def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_decisions(
+    tmp_path: Path, uninterrupted: dict[str, pd.DataFrame]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+        command = Command(tmp_path, environment_of(short))
+        command.start()
+        for place in ("trials/0001/metrics.jsonl", "trials/0005/metrics.jsonl", "finalists"):
+            command.until((command.run / place).exists)
+            os.killpg(command.process.pid, signal.SIGKILL)
+            command.process.communicate()
+            command.start("--resume")
+        command.finish()
+        assert_same(command.found(), uninterrupted)
+
+
+def test_a_sweep_outlives_a_trials_process_and_a_node(
+    tmp_path: Path, nodes: Nodes, uninterrupted: dict[str, pd.DataFrame]
+) -> None:
+    command = Command(tmp_path, nodes.environment)
+    command.start()
+    os.kill(command.until(lambda: command.worker_of("0000")), signal.SIGKILL)
+    nodes.kill(command.until(lambda: command.worker_of("0002") or command.worker_of("0003")))
+    nodes.add()
+    command.finish()
+    assert_same(command.found(), uninterrupted)
