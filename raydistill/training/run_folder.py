@@ -84,6 +84,7 @@ class RunFolder:
         """
         if not resume and (self.path / CONFIG).is_file():
             self.path.rename(_free_name(self.path))
+        (self.path / SUCCESS).unlink(missing_ok=True)
         make_folders(self.path / "logs", self.path / CHECKPOINTS)
         write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")

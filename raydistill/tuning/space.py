@@ -173,6 +173,8 @@ def _listed(labels: Iterable[str]) -> str:
 
 
 def _range(key: str, spec: Mapping[str, Any]) -> Range:
+    if key == "seed":
+        raise ConfigError("cannot be swept: tune.repeats trains the best configurations with several seeds")
     if key.split(".", maxsplit=1)[0] in SHARED or (
         key.split(".", maxsplit=1)[0] == "data" and not key.startswith(SWEPT_OF_DATA)
     ):

@@ -6,6 +6,7 @@ in a folder where it was under way before reports anew what stands there, and go
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ def _train_here(chosen: Experiment, folder: TrialFolder, sweep: Sweep, report: R
     torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
     device = torch.device("cuda" if resources.get("GPU") else "cpu")
     session = assemble(chosen, from_arrays(ray.get(sweep.material[0])), device=device)
-    folder.mark("running", parameters=parameter_count(session.student))
+    folder.mark("running", parameters=parameter_count(session.student), pid=os.getpid())
     shelf = Shelf(folder.path / CHECKPOINTS)
     if (taken := shelf.take(device, folder.note)) is not None:
         restore(session, taken[1], shelf.folder / taken[0])

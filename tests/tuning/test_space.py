@@ -35,6 +35,7 @@ def problem(tmp_path: Path, space: dict[str, Any], **tune: Any) -> str:
         ({"train.epochs": {"int": [1.5, 3]}}, "whole numbers"),
         ({"data.subset": {"choice": [100, 200]}}, "all trials share images"),
         ({"cache.views": {"choice": [0, 1]}}, "all trials share images"),
+        ({"seed": {"choice": [0, 1]}}, "tune.repeats trains"),
         ({"methods.kd": {"choice": [True, False]}}, "no such method to switch"),
         ({"methods.kd": "auto"}, "'auto' stands for the ranges of a method in use: methods.ce"),
         ({"methods.ce.weight": {"uniform": [0.0, 1.0], "when": "sgd"}}, "when = 'sgd'"),
