@@ -19,7 +19,7 @@ ROOMS = {
     "methods": LEAVES | {"methods"},
     "data": LEAVES | {"data"},
 }
-BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "cluster"}
+BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster"}
 ROOMS |= {
     "teachers": BELOW_TEACHERS | {"teachers"},
     "evaluation": BELOW_TEACHERS | {"evaluation"},
