@@ -3,7 +3,7 @@
     python experiments/fashion-mnist/without_labels.py                # 24 trials, about 5 minutes on 2 CPU cores
     python experiments/fashion-mnist/without_labels.py --trials 48
 
-A small teacher learns from 20000 labelled images of Fashion-MNIST. Students learn from its cached embeddings alone
+A small teacher learns from 10000 labelled images of Fashion-MNIST. Students learn from its cached embeddings alone
 (CompRes), each with a temperature, queue, learning rate and weight decay of its own, on 3000 images for four epochs;
 another 1000 are held out. Nothing before the last table asks for a student's label but ``val/top1``, which stands
 beside the two measures for comparison: a k-NN's accuracy on the held-out images.
@@ -58,7 +58,7 @@ SETTINGS = (
     "train.epochs=4",
     f"train.agreement=[{', '.join(MEASURES)}]",
 )
-OF_THE_TEACHER = {"data.subset": 20000, "data.validation": 0.05, "train.epochs": 2, "train.optimizer.lr": 0.1}
+OF_THE_TEACHER = {"data.subset": 10000, "data.validation": 0.05, "train.epochs": 2, "train.optimizer.lr": 0.1}
 SPACE = {
     "methods.compress.temperature": {"loguniform": [0.01, 2.0]},
     "methods.compress.queue": {"choice": [64, 512, 2048]},
