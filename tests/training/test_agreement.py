@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from raydistill import display
 from raydistill.config import Experiment
 from raydistill.data.datasets import load_train
 from raydistill.errors import CacheError, ConfigError, WeightsError
@@ -23,6 +24,7 @@ from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.run import result_of
+from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from tests.conftest import digits, teaching
 from tests.teachers.stored import learnt, store
@@ -168,6 +170,19 @@ def test_the_metric_of_a_sweep_is_measured_by_itself(tmp_path: Path, good_teache
     fit(session, lambda metrics, session: session.history.append(metrics))
     assert session.history[-1]["val/neighbours@5"] > 5 / 47 * 100
     assert "val/cka" not in session.history[-1]
+
+
+def test_they_are_shown_while_the_run_goes_on(
+    tmp_path: Path, teacher_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = trained(comparing(tmp_path, teacher_weights, "live", methods=ALONE))
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_history(session.history)
+    with display.training(session.experiment, 2) as watch:
+        watch(folder)
+    neighbours, cka = (session.history[-1][name] for name in ("val/neighbours@5", "val/cka"))
+    assert f"neighbours@5 {neighbours:.1f} %  cka {cka:.3f}  " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
