@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     InstanceOf,
     SerializeAsAny,
@@ -23,6 +24,7 @@ from pydantic import (
 from raydistill.config_errors import explain
 from raydistill.data.config import DataConfig
 from raydistill.errors import ConfigError
+from raydistill.measures import VALIDATION, measure_behind, neighbours_of
 from raydistill.methods.base import Method, Needs, needs_of_stages_too, union_of_needs
 from raydistill.methods.registry import method_class
 from raydistill.models.zoo import FUNCTION, check_name, split_tap
@@ -31,6 +33,19 @@ from raydistill.tune_config import TuneConfig
 
 Protocol = Literal["top1", "top5", "knn", "nn1", "cost"]
 ModelName = Annotated[str, Field(description="a name of `raydistill list models`")]
+
+
+def _known_measure(name: str) -> str:
+    try:
+        neighbours_of(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+Measure = Annotated[
+    str, AfterValidator(_known_measure), Field(description="neighbours@K, such as neighbours@10, or cka")
+]
 
 
 class OptimizerConfig(Section):
@@ -130,6 +145,10 @@ class TrainConfig(Section):
     bf16 where a short measurement finds the student faster with it on this machine, else fp32. ``compile`` gives the
     student to torch.compile, which takes a minute at the start; ``cuda_graphs`` moreover lets a GPU replay its kernels
     without the host, which small students gain from.
+
+    ``agreement`` names what compares the student's embeddings of held-out images with the first teacher's after each
+    epoch, which needs no labels: ``neighbours@K``, how many of the K nearest neighbours both have in common, in
+    percent, and ``cka``, their centred kernel alignment from 0 to 1.
     """
 
     epochs: Count = 10
@@ -144,6 +163,7 @@ class TrainConfig(Section):
     channels_last: bool = True
     compile: bool | Literal["cuda_graphs"] = False
     checkpoint: CheckpointConfig = CheckpointConfig()
+    agreement: tuple[Measure, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -375,6 +395,17 @@ class Experiment(Section):
         """Whether a method sees outputs of a teacher that come from its cache."""
         return bool(self.all_needs.teacher) and any(teacher.source == "cache" for teacher in self.teachers)
 
+    @property
+    def agreement(self) -> tuple[str, ...]:
+        """What compares the student with the teacher after each epoch: ``train.agreement``, and ``tune.metric``."""
+        sought = measure_behind(self.tune.metric) if self.tune is not None else None
+        return tuple(dict.fromkeys([*self.train.agreement, *([sought] if sought else [])]))
+
+    def as_trial(self) -> Experiment:
+        """Return the experiment of one run without the section ``tune``, which still measures what the sweep asks."""
+        train = self.train.model_copy(update={"agreement": self.agreement})
+        return self.model_copy(update={"train": train, "tune": None})
+
     def for_teacher(self, number: int) -> Experiment:
         """Return the same experiment with one of the teachers alone, as each has a cache of its own."""
         return self.model_copy(update={"teacher": self.teachers[number], "ensemble": ()})
@@ -397,7 +428,7 @@ class Experiment(Section):
             raise ValueError("methods: at least one needs a weight above 0")
         if conflict := self._conflicting_views() or self._unmixable():
             raise ValueError(conflict)
-        if problem := self._unsharable():
+        if problem := self._unsharable() or self._incomparable():
             raise ValueError(problem)
         return self
 
@@ -410,6 +441,23 @@ class Experiment(Section):
             return (
                 f"train.accumulate = {parts}: train.batch_size = {batch} is global and leaves less than two images "
                 f"for each micro-batch of scale.workers = {workers}; lower one of these, or raise the batch size"
+            )
+        return None
+
+    def _incomparable(self) -> str | None:
+        """Say why the student cannot be compared with a teacher as ``train.agreement`` or ``tune.metric`` asks."""
+        if self.tune is not None:
+            try:
+                sought = measure_behind(self.tune.metric)
+            except ConfigError as error:
+                return f"tune.metric = {self.tune.metric!r}: {error}"
+            if sought and self.tune.mode == "min":
+                return f"tune.mode = 'min': {self.tune.metric} is better where it is higher; set max"
+        if self.agreement and self.teacher is None:
+            key = "train.agreement" if self.train.agreement else "tune.metric"
+            return (
+                f"{key}: {VALIDATION}{self.agreement[0]} compares the student with a teacher, but the experiment has "
+                "no section 'teacher'"
             )
         return None
 

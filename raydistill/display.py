@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from raydistill.evaluation.collapse import collapse_warnings
+from raydistill.measures import measure_behind, neighbours_of
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
@@ -79,7 +80,17 @@ def say_notices(experiment: Experiment, folder: RunFolder, since: float, said: i
 def _epoch_line(record: Mapping[str, float], epochs: int) -> str:
     top1 = f"  val top-1 {record['val/top1']:.2f} %" if "val/top1" in record else ""
     rank = f"  rank {record['val/rank']:.1f}" if "val/rank" in record else ""
-    return f"epoch {record['epoch']:.0f}/{epochs}  {_terms(record)}{top1}{rank}  {record['images_per_s']:.0f} images/s"
+    agreement = "".join(_agreement(name, value) for name, value in record.items())
+    speed = f"{record['images_per_s']:.0f} images/s"
+    return f"epoch {record['epoch']:.0f}/{epochs}  {_terms(record)}{top1}{rank}{agreement}  {speed}"
+
+
+def _agreement(metric: str, value: float) -> str:
+    """Return ``neighbours@10 23.4 %`` or ``cka 0.712`` for such a metric, nothing for others."""
+    measure = measure_behind(metric)
+    if measure is None:
+        return ""
+    return f"  {measure} {value:.3f}" if neighbours_of(measure) is None else f"  {measure} {value:.1f} %"
 
 
 def _terms(values: Mapping[str, float]) -> str:

@@ -19,7 +19,8 @@ ROOMS = {
     "methods": LEAVES | {"methods"},
     "data": LEAVES | {"data"},
 }
-BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "cluster", "section", "tune_config"}
+BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster", "section"}
+BELOW_TEACHERS |= {"tune_config"}
 ROOMS |= {
     "teachers": BELOW_TEACHERS | {"teachers"},
     "evaluation": BELOW_TEACHERS | {"evaluation"},

@@ -41,6 +41,12 @@ def extract(
         network.train(training)
 
 
+def spread(images: int, most: int) -> Tensor:
+    """Positions of at most so many images, evenly over a set in which classes may come one after the other, int64."""
+    count = min(images, most)
+    return torch.arange(count) * images // count
+
+
 def _output(network: nn.Module, data: ResidentSet, output: str, pixels: Tensor) -> Tensor:
     images = normalise(pixels, data.mean, data.std).to(memory_format=torch.channels_last)
     found: Tensor = network(images, outputs=(output,))[output]

@@ -30,7 +30,8 @@ def neighbour_overlap(left: Tensor, right: Tensor, *, k: int, queries: int = 204
     common = 0
     for block in torch.split(chosen, max(1, _BLOCK_ELEMENTS // len(left))):
         one, other = (_nearest(side, block.to(side.device), k).to(left.device) for side in sides)
-        common += int((one.unsqueeze(2) == other.unsqueeze(1)).sum())
+        near = torch.zeros(len(block), len(left), dtype=torch.bool, device=left.device).scatter_(1, one, True)
+        common += int(near.gather(1, other).sum())
     return common / (k * len(chosen))
 
 

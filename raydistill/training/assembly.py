@@ -19,6 +19,7 @@ from raydistill.models.loading import build_described
 from raydistill.teachers.network import load_teacher
 from raydistill.teachers.rows import HeldRows, StoredRows
 from raydistill.teachers.source import CachedTeacher, LiveTeacher
+from raydistill.training.agreement import Agreement
 from raydistill.training.average import AveragedStudent
 from raydistill.training.compiling import compile_student
 from raydistill.training.distiller import Distiller
@@ -53,7 +54,7 @@ def assemble(
         ConfigError, CacheError, WeightsError: where the parts do not fit each other.
     """
     torch.manual_seed(experiment.seed)
-    data = ResidentSet(material.train, device)
+    data, validation = ResidentSet(material.train, device), ResidentSet(material.validation, device)
     student = build_network(experiment.student, material).to(device)
     peers = [build_network(peer, material).to(device) for peer in experiment.peers]
     placement = read_from(experiment.cache.read, material, device)
@@ -90,7 +91,7 @@ def assemble(
     return Session(
         experiment=experiment,
         data=data,
-        validation=ResidentSet(material.validation, device),
+        validation=validation,
         feeder=build_feeder(experiment, data, teacher_data, teachers, readers=readers),
         teachers=teachers,
         distiller=distiller,
@@ -102,6 +103,7 @@ def assemble(
         stages=distiller.objective.stages(student),
         teacher_data=teacher_data,
         placement=placement,
+        agreement=build_agreement(experiment, material, validation, teachers),
         average=average,
         scaler=build_scaler(optimizer, device) if train.precision == "fp16" else None,
         probe=probe,
@@ -167,19 +169,47 @@ def build_teachers(
     )
 
 
+def build_agreement(
+    experiment: Experiment,
+    material: Material,
+    validation: ResidentSet,
+    teachers: Sequence[CachedTeacher | LiveTeacher],
+) -> Agreement | None:
+    """Return what compares the student with the first teacher on held-out images; None where nobody asks.
+
+    A live teacher is the one of the steps, and one of its own where no method asks for any.
+    """
+    measures, device = experiment.agreement, validation.device
+    if not measures:
+        return None
+    if material.held_out_rows is not None:
+        return Agreement(measures, validation, rows=material.held_out_rows)
+    images = None if material.teacher_held_out is None else ResidentSet(material.teacher_held_out, device)
+    shown = validation.shape if images is None else images.shape
+    teacher = teachers[0] if teachers else _run_live(experiment, 0, material.train.num_classes, shown, device)
+    assert isinstance(teacher, LiveTeacher)
+    return Agreement(measures, validation, teacher=teacher, teacher_images=images)
+
+
 def _build_teacher(
     experiment: Experiment, number: int, material: Material, device: torch.device, place: torch.device
 ) -> CachedTeacher | LiveTeacher:
-    config, needs = experiment.teachers[number], experiment.all_needs
-    if config.source == "cache":
+    needs = experiment.all_needs
+    if experiment.teachers[number].source == "cache":
         table = material.tables[number]
         if isinstance(table, StoredRows):
             return CachedTeacher(table, needs)
         return CachedTeacher(HeldRows(table, material.table_views[number], place), needs)
     shape = (material.train if material.teacher_train is None else material.teacher_train).shape
-    network = load_teacher(config, num_classes=material.train.num_classes, in_channels=shape[0])
+    return _run_live(experiment, number, material.train.num_classes, shape, device)
+
+
+def _run_live(
+    experiment: Experiment, number: int, num_classes: int, shape: tuple[int, int, int], device: torch.device
+) -> LiveTeacher:
+    network = load_teacher(experiment.teachers[number], num_classes=num_classes, in_channels=shape[0])
     return LiveTeacher(
         network.to(device).to(memory_format=torch.channels_last),
-        needs,
+        experiment.all_needs,
         image_shape=shape,
     )

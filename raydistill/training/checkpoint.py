@@ -42,7 +42,7 @@ def state_of(session: Session) -> State:
         "epoch": session.epoch,
         "under_way": session.under_way,
         "history": list(session.history),
-        "teacher_forwards": [teacher.forwards for teacher in session.teachers],
+        "teacher_forwards": [teacher.forwards for teacher in session.sources],
         "seconds": session.seconds,
         "phases": session.phases.seconds(),
         **optional_state(session),
@@ -134,7 +134,7 @@ def restore(session: Session, state: State, origin: Path) -> None:
     session.under_way = state.get("under_way")
     session.seconds_before = state.get("seconds", 0.0)
     session.phases.restart(state.get("phases"))
-    for teacher, forwards in zip(session.teachers, state.get("teacher_forwards", ()), strict=False):
+    for teacher, forwards in zip(session.sources, state.get("teacher_forwards", ()), strict=False):
         teacher.forwards = forwards
     _set_random_state(session.device, state.get("random", {}))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raydistill.data.resident import ResidentSet
 from raydistill.evaluation.classification import top_k_accuracy
 from raydistill.evaluation.collapse import RANK_IMAGES, rank_metrics
-from raydistill.evaluation.features import extract
+from raydistill.evaluation.features import extract, spread
 from raydistill.evaluation.neighbours import knn_accuracy
 from raydistill.training.keeping import Keeper
 from raydistill.training.lookout import Lookout
@@ -51,7 +51,7 @@ def fit(
         with session.phases(VALIDATION):
             metrics |= validate(session)
         metrics |= {"images_per_s": session.batching.images_per_epoch / trained, "seconds": meter.seconds}
-        metrics |= {"teacher_forwards": session.teacher_forwards} if session.teachers else {}
+        metrics |= {"teacher_forwards": session.teacher_forwards} if session.sources else {}
         metrics |= session.phases.result()
         session.epoch = epoch + 1
         report({"epoch": session.epoch, **metrics}, session)
@@ -80,25 +80,22 @@ def validate(session: Session) -> Metrics:
     """Return ``val/top1`` in percent on the held-out part of the training images, where there are labels.
 
     Of networks that are trained together with the student it is ``val/<name>/top1``. Where no method sees labels,
-    ``val/rank`` of the student too, since nothing else would tell that it collapsed.
+    ``val/rank`` of the student too, since nothing else would tell that it collapsed. ``val/neighbours@K`` and
+    ``val/cka`` where the experiment asks for them.
     """
     networks = {"": session.student}
     networks |= {f"{name}/": peer for name, peer in session.distiller.peers.items()}
     top1 = {prefix: measure_top1(session, session.validation, network) for prefix, network in networks.items()}
     metrics = {f"val/{prefix}top1": value for prefix, value in top1.items() if value is not None}
-    return metrics if "label" in session.distiller.objective.needs.columns else metrics | measure_rank(session)
+    if "label" not in session.distiller.objective.needs.columns:
+        metrics |= measure_rank(session)
+    return metrics if session.agreement is None else metrics | session.agreement.measure(session.student)
 
 
 def measure_rank(session: Session) -> Metrics:
     """Effective rank of the student's embeddings of at most 2000 held-out images."""
     first = torch.arange(min(RANK_IMAGES, len(session.validation)), device=session.device)
     return rank_metrics(extract(session.student, session.validation, "embedding", first))
-
-
-def spread(images: int, most: int) -> Tensor:
-    """Positions of at most so many images, evenly over a set in which classes may come one after the other, int64."""
-    count = min(images, most)
-    return torch.arange(count) * images // count
 
 
 def measure_top1(session: Session, held_out: ResidentSet, network: nn.Module) -> float | None:

@@ -22,6 +22,7 @@ from raydistill.errors import DataError, WeightsError
 from raydistill.teachers.cache.read import TeacherCache, find_cache
 from raydistill.teachers.rows import StoredRows, table_bytes
 from raydistill.teachers.source import wanted_outputs
+from raydistill.training.agreement import cached_rows, check_agreement, compared
 from raydistill.training.placement import streams, usual_store_bytes
 
 Table = Mapping[str, np.ndarray[Any, Any]] | StoredRows
@@ -35,6 +36,8 @@ class Material:
     rows stay on the disk, ``StoredRows`` stand in the tables' place. ``table_bytes`` is what the tables take or would
     take in memory, ``store_bytes`` what a node's object store holds.
     ``teacher_train`` holds the training images as live teachers see them, where that is not what the student sees.
+    Where the student is compared with the first teacher on held-out images, ``held_out_rows`` are its cached embeddings
+    [N, D] of these, or ``teacher_held_out`` these as it sees them live, where that is not what the student sees.
     """
 
     train: ImageSet
@@ -44,6 +47,8 @@ class Material:
     teacher_train: ImageSet | None = None
     table_bytes: int = 0
     store_bytes: int = 0
+    held_out_rows: np.ndarray[Any, Any] | None = None
+    teacher_held_out: ImageSet | None = None
 
     @property
     def streams(self) -> bool:
@@ -63,11 +68,11 @@ def prepare(experiment: Experiment, store_bytes: Callable[[], int] = usual_store
     ``store_bytes`` is asked how much a node's object store holds, once that must be known.
 
     Raises:
-        DataError, CacheError, WeightsError: for whatever is missing or does not fit.
+        ConfigError, DataError, CacheError, WeightsError: for whatever is missing or does not fit.
     """
     needs = experiment.all_needs
     teachers = experiment.teachers if needs.teacher else ()
-    if teachers:
+    if teachers or experiment.agreement:
         images, teacher_images = load_sides(experiment.data)
     else:
         images = teacher_images = load_train(experiment.data)
@@ -75,6 +80,7 @@ def prepare(experiment: Experiment, store_bytes: Callable[[], int] = usual_store
     if "label" in needs.columns and images.labels is None:
         labelled = next(label for label, method in experiment.methods.items() if "label" in method.needs().columns)
         raise DataError(f"methods.{labelled} needs labels, but data set '{experiment.data.name}' has none")
+    check_agreement(experiment, len(splits.validation))
     _require_files(experiment)
     caches: dict[int, TeacherCache] = {}
     teacher_train = None
@@ -84,10 +90,29 @@ def prepare(experiment: Experiment, store_bytes: Callable[[], int] = usual_store
                 teacher_train = with_ids(teacher_images, splits.train.ids)
         else:
             caches[number] = find_cache(experiment.for_teacher(number), teacher_images)
-    images_only = Material(splits.train, splits.validation, teacher_train=teacher_train)
+    material = Material(splits.train, splits.validation, teacher_train=teacher_train)
+    if experiment.agreement:
+        seen_alike = teacher_images is images
+        material = _with_held_out(material, experiment, caches.get(0), teacher_images, seen_alike=seen_alike)
     if not caches:
-        return replace(images_only, tables=({},) * len(teachers), table_views=((),) * len(teachers))
-    return _with_rows(images_only, experiment, caches, store_bytes())
+        return replace(material, tables=({},) * len(teachers), table_views=((),) * len(teachers))
+    return _with_rows(material, experiment, caches, store_bytes())
+
+
+def _with_held_out(
+    material: Material, experiment: Experiment, cache: TeacherCache | None, images: ImageSet, *, seen_alike: bool
+) -> Material:
+    """Add the first teacher's side of the comparison on held-out images.
+
+    ``cache`` is its own, if that is open already; ``images`` are all training images as it sees them.
+    """
+    held_out = material.validation
+    if experiment.teachers[0].source == "cache":
+        cache = find_cache(experiment.for_teacher(0), images) if cache is None else cache
+        return replace(material, held_out_rows=cached_rows(cache, held_out))
+    if seen_alike:
+        return material
+    return replace(material, teacher_held_out=with_ids(images, held_out.ids[compared(len(held_out))]))
 
 
 def _with_rows(
@@ -119,7 +144,11 @@ def _require_files(experiment: Experiment) -> None:
     """Say at once which weights are missing, rather than in a worker."""
     given = {"student.weights": experiment.student.weights}
     given |= {f"peers.{number}.weights": peer.weights for number, peer in enumerate(experiment.peers)}
-    for number, teacher in enumerate(experiment.teachers if experiment.all_needs.teacher else ()):
+    if experiment.all_needs.teacher:
+        running = experiment.teachers
+    else:
+        running = experiment.teachers[:1] if experiment.agreement else ()
+    for number, teacher in enumerate(running):
         if teacher.source == "live":
             given["teacher.weights" if not number else f"ensemble.{number - 1}.weights"] = teacher.weights
     for key, path in given.items():
@@ -138,6 +167,8 @@ def to_arrays(material: Material) -> dict[str, Any]:
         "store_bytes": material.store_bytes,
         "reads_ahead": material.reads_ahead,
         "teacher_train": None if material.teacher_train is None else to_parts(material.teacher_train),
+        "held_out_rows": material.held_out_rows,
+        "teacher_held_out": None if material.teacher_held_out is None else to_parts(material.teacher_held_out),
     }
 
 
@@ -151,4 +182,6 @@ def from_arrays(arrays: Mapping[str, Any]) -> Material:
         None if arrays["teacher_train"] is None else from_parts(arrays["teacher_train"]),
         arrays["table_bytes"],
         arrays["store_bytes"],
+        arrays["held_out_rows"],
+        None if arrays["teacher_held_out"] is None else from_parts(arrays["teacher_held_out"]),
     )

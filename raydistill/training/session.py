@@ -18,6 +18,7 @@ from raydistill.data.resident import ResidentSet
 from raydistill.data.views import render
 from raydistill.methods.base import Draw, Needs, Outputs, Stage, Step
 from raydistill.teachers.source import CachedTeacher, LiveTeacher
+from raydistill.training.agreement import Agreement
 from raydistill.training.average import AveragedStudent
 from raydistill.training.distiller import Distiller
 from raydistill.training.feeding import STUDENT, TEACHER, Batch, Feeder
@@ -36,6 +37,7 @@ class Session:
     before the first epoch: ``stage_records`` holds a record for each of their finished epochs, ``stage_optimizer`` the
     state of the optimiser of the one that is under way. ``teacher_data`` holds the images of ``data`` as live teachers
     see them, where that is not what the student sees. ``placement`` says where the stored rows lie, if there are any.
+    ``agreement`` compares the student with the teacher on held-out images, where the experiment asks for that.
     ``average`` follows the student, ``scaler`` multiplies losses against underflow, ``probe`` says which precision was
     measured to be faster, each where the experiment asks for it.
     ``under_way`` says how far an epoch is that a checkpoint cuts, and is taken by the first epoch after a start from
@@ -60,6 +62,7 @@ class Session:
     stage_optimizer: dict[str, Any] | None = None
     teacher_data: ResidentSet | None = None
     placement: Placement | None = None
+    agreement: Agreement | None = None
     average: AveragedStudent | None = None
     scaler: torch.amp.GradScaler | None = None
     probe: Probe | None = None
@@ -155,9 +158,15 @@ class Session:
             yield replace(self._step(batch, epoch), shares=batching.shares(number))
 
     @property
+    def sources(self) -> tuple[CachedTeacher | LiveTeacher, ...]:
+        """Of teachers' outputs: those of the steps, and a teacher that only validation runs."""
+        validating = None if self.agreement is None else self.agreement.teacher
+        return self.teachers if self.teachers or validating is None else (validating,)
+
+    @property
     def teacher_forwards(self) -> int:
         """Images that went through teachers so far."""
-        return sum(teacher.forwards for teacher in self.teachers)
+        return sum(teacher.forwards for teacher in self.sources)
 
     @property
     def progress(self) -> float:

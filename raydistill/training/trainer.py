@@ -146,6 +146,7 @@ def _train_teacher(experiment: Experiment, number: int, *, resume: bool, watch: 
 def _teacher_alone(experiment: Experiment, number: int, folder: Path) -> Experiment:
     """Return the experiment whose student is a teacher, learning from labels into ``folder``; each has its own seed."""
     teacher = experiment.teachers[number]
+    train = teacher.train or experiment.train.model_copy(update={"agreement": ()})  # it has no teacher to agree with
     if teacher.layout is not None:
         raise ConfigError(f"teacher.layout = {teacher.layout}: the weights are a public checkpoint; nothing to train")
     if not folder.name:
@@ -162,7 +163,7 @@ def _teacher_alone(experiment: Experiment, number: int, folder: Path) -> Experim
             "peers": [],
             "student": {"model": teacher.model, "taps": teacher.taps},
             "methods": {"ce": {}},
-            "train": (teacher.train or experiment.train).model_dump(mode="json"),
+            "train": train.model_dump(mode="json"),
             "tune": None,
         },
         origin="teacher.weights",

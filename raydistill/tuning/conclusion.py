@@ -53,7 +53,7 @@ def conclude(
         result |= _final_result(finalists, config.mode)
         winners = [trial for trial in finalists_of(folder.path) if trial.record["trial"] == int(result["best_trial"])]
     values = trials[int(result["best_trial"])].record["values"]
-    winner = configured(experiment, values).override({"name": f"{experiment.name}-best", "tune": None})
+    winner = configured(experiment, values).as_trial().override({"name": f"{experiment.name}-best"})
     write_atomically(folder.path / "best.yaml", winner.to_yaml())
     return {
         "kind": "tune",

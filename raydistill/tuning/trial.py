@@ -85,14 +85,17 @@ def _run(job: Job, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
         _tell_again(folder, report)
         return
     experiment = parse_experiment(sweep.experiment)
-    chosen = configured(experiment, job.values).override(
-        {
-            "name": folder.path.name,
-            "output": str(folder.path.parent),
-            "seed": job.seed,
-            "tune": None,
-            "train.checkpoint": _keeping(pauses=sweep.pauses).model_dump(),
-        }
+    chosen = (
+        configured(experiment, job.values)
+        .as_trial()
+        .override(
+            {
+                "name": folder.path.name,
+                "output": str(folder.path.parent),
+                "seed": job.seed,
+                "train.checkpoint": _keeping(pauses=sweep.pauses).model_dump(),
+            }
+        )
     )
     folder.begin(chosen, resume=True)
     if chosen.scale.workers > 1:

@@ -252,6 +252,11 @@ def test_plan_foretells_the_build(built: Built) -> None:
         ({"sskd": {}}, {}, "sskd: view 1 of a step is drawn in a way of the method's own"),
         ({"cocord": {}}, {"cache.views": 2}, "cocord: a step draws 3 views, but 2 augmented ones are cached"),
         ({"ft": {}}, {}, "ft: features/3 is not in cache.outputs; it would add 512 bytes a row, 0.4 MiB in all"),
+        (
+            {"kd": {}},
+            {"train.agreement": ["cka"], "cache.outputs": ["logits"]},
+            "val/cka: embedding is not in cache.outputs; it would add 128 bytes a row",
+        ),
         ({"fitnet": {"teacher_stage": 9}}, {}, "fitnet: features/9 is not in cache.outputs; the teacher has no such"),
     ],
 )

@@ -11,9 +11,10 @@ import torch
 
 from raydistill.config import Experiment, ScheduleConfig
 from raydistill.errors import RunError
+from raydistill.evaluation.features import spread
 from raydistill.models.taps import Tapped
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
-from raydistill.training.loop import fit, spread
+from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.optimisation import learning_rate_factor
 from raydistill.training.session import Session

@@ -145,6 +145,16 @@ def test_students_are_those_from_memory(
         assert without_times(left) == without_times(right)
 
 
+def test_held_out_images_are_compared_with_rows_from_the_disk(tmp_path: Path) -> None:
+    experiment = colourful(tmp_path, write_folder(tmp_path / "images"), methods={"ce": {}, "kd": {}})
+    experiment = experiment.override({"train.agreement": ["neighbours@3", "cka"], "train.epochs": 1})
+    store(experiment)
+    resident, streamed = trained(in_memory(experiment)), trained(experiment)
+    assert all(teacher.stored for teacher in streamed.teachers) and not streamed.validation.resident
+    assert without_times(resident.history[0]) == without_times(streamed.history[0])
+    assert streamed.history[0]["val/cka"] > 0.0
+
+
 @pytest.mark.slow
 def test_a_worker_of_ray_train_streams_to_the_same_student(tmp_path: Path) -> None:
     """With as many threads; one that streams leaves a part of the CPUs to the tasks that read, unless told."""

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def test_a_run_explains_itself(tmp_path: Path, teacher_weights: Path) -> None:
     methods = {"ce": {"weight": 0.1}, "kd": {"weight": 0.9}}
-    experiment = digits(tmp_path, teacher=teaching(teacher_weights), methods=methods)
+    asked = {"epochs": 2, "batch_size": 48, "agreement": ["neighbours@5"]}
+    experiment = digits(tmp_path, teacher=teaching(teacher_weights), methods=methods, train=asked)
     build_cache(experiment)
     watched: list[Path] = []
     result = train(experiment, watch=lambda folder: watched.append(folder.path))
@@ -46,7 +47,7 @@ def test_a_run_explains_itself(tmp_path: Path, teacher_weights: Path) -> None:
         path.name for path in run.iterdir()
     }
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    wanted = {"epoch", "train/loss", "train/ce", "train/kd", "val/top1", "images_per_s", "seconds"}
+    wanted = {"epoch", "train/loss", "train/ce", "train/kd", "val/top1", "val/neighbours@5", "images_per_s", "seconds"}
     assert all(wanted <= set(record) for record in records)
     for record in records:
         assert record["train/loss"] == pytest.approx(0.1 * record["train/ce"] + 0.9 * record["train/kd"], rel=1e-4)
@@ -74,10 +75,13 @@ def test_a_teacher_goes_where_the_experiment_looks_for_it(tmp_path: Path) -> Non
     load_weights(build_model("resnet14", 10, in_channels=1), weights)
 
 
-def test_two_workers_share_the_global_batch(tmp_path: Path) -> None:
-    result = train(digits(tmp_path, scale={"workers": 2}))
-    assert result["epochs"] == 2
-    assert json.loads((Path(result["run"]) / "metrics.jsonl").read_text().splitlines()[-1])["train/loss"] < 3.0
+def test_two_workers_share_the_global_batch(tmp_path: Path, teacher_weights: Path) -> None:
+    """Each of them compares the student with the teacher on its own, since each validates."""
+    sections = {"train": {"epochs": 2, "batch_size": 48, "agreement": ["cka"]}, "scale": {"workers": 2}}
+    result = train(digits(tmp_path, teacher=teaching(teacher_weights) | {"source": "live"}, **sections))
+    assert result["epochs"] == 2 and result["teacher_forwards"] == 48
+    last = json.loads((Path(result["run"]) / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["train/loss"] < 3.0 and 0.0 < last["val/cka"] < 1.0
 
 
 @pytest.mark.slow

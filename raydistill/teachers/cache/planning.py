@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raydistill.measures import VALIDATION
+from raydistill.models.taps import EMBEDDING
 from raydistill.teachers.cache import store
 from raydistill.teachers.cache.manifest import Content, read_record, shard_name
 from raydistill.teachers.cache.pool import Pool, choose_pool
@@ -144,17 +146,22 @@ def _recorded_rows(folder: Location, content: Content) -> int:
 
 
 def _uncacheable(experiment: Experiment, network: Tapped, images: ImageSet, rows: int) -> tuple[str, ...]:
-    """Return ``label: reason`` for what the methods want and the cache would not hold."""
+    """Return ``label: reason`` for what methods and measures want and the cache would not hold."""
     from raydistill.teachers.source import wrong_views
 
     shapes = network.shapes(images.shape)
     found: list[str] = []
-    for label, method in experiment.methods.items():
-        wanted = {name for names in method.needs().teacher.values() for name in names}
+
+    def ask(label: str, wanted: set[str]) -> None:
         for name in sorted(wanted - set(experiment.cache.outputs)):
             found.append(f"{label}: {name} is not in cache.outputs; {_cost(experiment, shapes.get(name), rows)}")
+
+    for label, method in experiment.methods.items():
+        ask(label, {name for names in method.needs().teacher.values() for name in names})
         if objection := wrong_views(method.needs(), experiment.cache.views):
             found.append(f"{label}: {objection}")
+    for measure in experiment.agreement:
+        ask(f"{VALIDATION}{measure}", {EMBEDDING})
     return (*found, *needing_every_logit(experiment))
 
 

@@ -245,7 +245,7 @@ def find_cache(experiment: Experiment, images: ImageSet) -> TeacherCache:
     lacking = missing_outputs(experiment)
     if lacking:
         raise CacheError(
-            f"cache.outputs lacks '{lacking[0]}', which the methods want from the teacher; add it there "
+            f"cache.outputs lacks '{lacking[0]}', which the experiment wants from the teacher; add it there "
             f"and run `{REPAIR}`, or set teacher.source=live"
         )
     if objections := needing_every_logit(experiment):

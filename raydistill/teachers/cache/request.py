@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.data.datasets import training_ids
 from raydistill.errors import CacheError, ConfigError, DataError
+from raydistill.models.taps import EMBEDDING
 from raydistill.models.weights import weights_fingerprint
 from raydistill.teachers.cache.codec import LOGITS, Array
 from raydistill.teachers.cache.manifest import (
@@ -103,8 +104,9 @@ def partners_of(content: Content, images: ImageSet) -> Array | None:
 
 
 def missing_outputs(experiment: Experiment) -> tuple[str, ...]:
-    """Return the teacher outputs that the methods want and ``cache.outputs`` does not include."""
+    """Return the teacher outputs that methods or ``train.agreement`` want and ``cache.outputs`` does not include."""
     wanted = {name for outputs in experiment.all_needs.teacher.values() for name in outputs}
+    wanted |= {EMBEDDING} if experiment.agreement else set()
     return tuple(sorted(wanted - set(experiment.cache.outputs)))
 
 
