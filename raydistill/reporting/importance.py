@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ LEAST_TRIALS = 8
 
 @dataclass(frozen=True)
 class Importances:
-    """What a random forest that predicts the metric from the swept values relies on.
+    """What a random forest that predicts a trial's rank from its swept values relies on.
 
     Attributes:
         keys: dotted keys, the most important one first.
@@ -44,7 +43,8 @@ def importances(sweep: Sweep) -> Importances | None:
     A forest rather than Optuna's fANOVA, for it keeps keys whose condition does not always hold, which Optuna leaves
     out, and takes the baseline, which may lie outside of the ranges; and its out-of-bag score says whether to believe
     it. Logarithms make no difference to trees. A key that was not set takes its median, so that its absence, which
-    another key decides, does not count as its own effect.
+    another key decides, does not count as its own effect. Ranks rather than values, for the few points between good
+    trials are what matters, and beside trials of one epoch or diverged ones they would vanish.
 
     Returns:
         None for fewer than ``LEAST_TRIALS`` trials, fewer than two keys that vary, or a metric that does not.
@@ -57,7 +57,7 @@ def importances(sweep: Sweep) -> Importances | None:
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
-    values, target = _features(keys), ended[sweep.metric].to_numpy(dtype=float)
+    values, target = _features(keys), ended[sweep.metric].rank().to_numpy(dtype=float)
     forest = RandomForestRegressor(n_estimators=100, oob_score=True, random_state=0).fit(values, target)
     found = permutation_importance(forest, values, target, n_repeats=10, random_state=0)
     order = np.argsort(-found.importances_mean)
@@ -74,21 +74,19 @@ def importances(sweep: Sweep) -> Importances | None:
 
 def honest_words(found: Importances) -> str:
     """Return what the importances rest on, and whether they can be believed."""
-    basis = f"From {found.completed + found.stopped} trials"
+    said = f"From {found.completed + found.stopped} trials"
     if found.stopped:
-        basis += (
-            f", {found.stopped} of them stopped early and counted with their last value, which more epochs would have "
-            "improved"
-        )
-    if not math.isfinite(found.explained) or found.explained <= 0:
+        said += f", {found.stopped} of them stopped early and ranked by their last value"
+    score = f"R² {found.explained:.2f}"
+    if not found.explained > 0:
         return (
-            f"{basis}: a random forest cannot predict the outcome of a trial that it has not seen "
-            f"(R² = {found.explained:.2f}), so the importances are no evidence."
+            f"{said}: a random forest cannot predict the rank of a trial that it has not seen ({score}), so the "
+            "importances are no evidence."
         )
     return (
-        f"{basis}: how much worse a random forest predicts the outcome (fall of R²) once a key's values are shuffled. "
-        f"Of trials that it has not seen it explains {100 * found.explained:.0f}\N{NO-BREAK SPACE}% of the variance; the less that is, "
-        "the less the importances say."
+        f"{said}: how much worse a random forest predicts a trial's rank (fall of R²) once a key's values are "
+        f"shuffled. On trials that it has not seen it reaches {score} of 1; the less that is, the less the importances "
+        "say."
     )
 
 

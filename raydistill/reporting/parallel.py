@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import matplotlib as mpl
 import numpy as np
@@ -106,18 +105,17 @@ def _ticks(key: SweptKey) -> list[float]:
     if key.names:
         return [float(place) for place in range(len(key.names))]
     low, high = float(key.places.min()), float(key.places.max())
-    within = [float(tick) for tick in _round_numbers(key, low, high) if low <= tick <= high]
+    within = [tick for tick in _round_numbers(key, low, high) if low <= tick <= high]
     return within if len(within) > 1 else sorted({low, high})
 
 
-def _round_numbers(key: SweptKey, low: float, high: float) -> Iterable[float]:
+def _round_numbers(key: SweptKey, low: float, high: float) -> list[float]:
     if low == high:
         return []
     if key.logarithmic:
-        found: Iterable[float] = LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)).tick_values(low, high)
-        return found
-    found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return found
+        subs = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+        return [float(tick) for tick in LogLocator(subs=subs).tick_values(low, high)]
+    return [float(tick) for tick in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
 
 
 def _folded(text: str, at: str = ".") -> str:

@@ -21,6 +21,8 @@ def sweep_section(name: str, sweep: Sweep) -> dict[str, Any]:
     learned = importances(sweep)
     return {
         "name": name,
+        "has_baseline": sweep.baseline is not None,
+        "has_rungs": bool(sweep.rungs),
         "sentences": sweep_sentences(sweep),
         "legend": sweep_plots.legend(sweep) if has_any else "",
         "value_plots": list(sweep_plots.value_plots(sweep).values()),

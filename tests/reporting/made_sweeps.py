@@ -9,6 +9,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from raydistill.reporting.runs import load_run
+from raydistill.reporting.sweeps import Sweep
 from tests.reporting.folders import config_of, history, leave
 
 STUDENTS = {"resnet8": (78_042, 1.9), "resnet14": (175_258, 3.4), "resnet20": (272_474, 5.2)}
@@ -44,6 +46,33 @@ def make_search(folder: Path, trials: int = 32, *, mode: str = "max", finalists:
     if finalists:
         result |= _repeat(folder, rows, noise)
     leave(folder, config, result, [])
+    (folder / "_SUCCESS").touch()
+    return folder
+
+
+def sweep_of(
+    folder: Path, space: dict[str, Any], cells: dict[str, list[str]], metric: list[float] | None = None
+) -> Sweep:
+    """A sweep of completed trials with these cells; the metric grows from trial to trial where it is not given."""
+    count = len(next(iter(cells.values())))
+    scores = metric or [60.0 + number for number in range(count)]
+    rows = [
+        {"trial": f"{number:04d}", "status": "completed", "epochs": 3, "val/top1": scores[number]}
+        | {name: column[number] for name, column in cells.items()}
+        for number in range(count)
+    ]
+    sweep = load_run(leave_sweep(folder, space, rows)).sweep
+    assert sweep is not None
+    return sweep
+
+
+def leave_sweep(folder: Path, space: dict[str, Any], rows: list[Row], mode: str = "max") -> Path:
+    """The folder of a sweep whose ``trials.csv`` has these rows, and of which nothing else is kept."""
+    folder.mkdir(parents=True)
+    config = config_of(folder.name, 0, ["kd"], epochs=EPOCHS)
+    config["tune"] = {"metric": "val/top1", "mode": mode, "space": space}
+    write_rows(folder / "trials.csv", rows)
+    leave(folder, config, {"kind": "tune", "name": folder.name}, [])
     (folder / "_SUCCESS").touch()
     return folder
 
