@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from raydistill.reporting.sweeps import Sweep
 from raydistill.reporting.swept import SweptKey, swept_keys
@@ -36,15 +35,21 @@ class Importances:
     completed: int
     stopped: int
 
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the forest has learned anything."""
+        return self.explained > 0
+
 
 def importances(sweep: Sweep) -> Importances | None:
     """Return the permutation importances (Breiman, Random Forests, 2001) of the swept keys.
 
     A forest rather than Optuna's fANOVA, for it keeps keys whose condition does not always hold, which Optuna leaves
     out, and takes the baseline, which may lie outside of the ranges; and its out-of-bag score says whether to believe
-    it. Logarithms make no difference to trees. A key that was not set takes its median, so that its absence, which
-    another key decides, does not count as its own effect. Ranks rather than values, for the few points between good
-    trials are what matters, and beside trials of one epoch or diverged ones they would vanish.
+    it. Logarithms make no difference to trees. Where a key was not set it takes the value of some trial that set it,
+    drawn at random, so that its absence, which another key decides, does not count as its own effect. Ranks rather
+    than values, for the few points between good trials are what matters, and beside trials of one epoch or diverged
+    ones they would vanish.
 
     Returns:
         None for fewer than ``LEAST_TRIALS`` trials, fewer than two keys that vary, or a metric that does not.
@@ -77,11 +82,11 @@ def honest_words(found: Importances) -> str:
     said = f"From {found.completed + found.stopped} trials"
     if found.stopped:
         said += f", {found.stopped} of them stopped early and ranked by their last value"
-    score = f"R² {found.explained:.2f}"
-    if not found.explained > 0:
+    score = f"R²\N{NO-BREAK SPACE}{found.explained:.2f}"
+    if not found.is_evidence:
         return (
             f"{said}: a random forest cannot predict the rank of a trial that it has not seen ({score}), so the "
-            "importances are no evidence."
+            "importances would be no evidence and are left out."
         )
     return (
         f"{said}: how much worse a random forest predicts a trial's rank (fall of R²) once a key's values are "
@@ -91,5 +96,9 @@ def honest_words(found: Importances) -> str:
 
 
 def _features(keys: Sequence[SweptKey]) -> np.ndarray:
-    columns = pd.DataFrame({key.key: key.places for key in keys})
-    return columns.fillna(columns.median()).to_numpy(dtype=float)
+    draw = np.random.default_rng(0)
+    columns = [key.places.to_numpy(dtype=float, copy=True) for key in keys]
+    for column in columns:
+        absent = np.isnan(column)
+        column[absent] = draw.choice(column[~absent], size=int(absent.sum()))
+    return np.stack(columns, axis=1)

@@ -76,4 +76,6 @@ def _sweep(record: RunRecord) -> str:
     best = sweep.best
     if best is None:
         return f"{tried}; none ended well."
-    return f"{tried}; the best {sweep.metric} of {best[sweep.metric]:.2f} came with {values_text(sweep, best)}."
+    # Many values are told below; here they would drown the rest.
+    how = f"with {values_text(sweep, best)}" if len(sweep.keys) < 5 else f"from trial {best['trial']}"
+    return f"{tried}; the best {sweep.metric} of {best[sweep.metric]:.2f} came {how}."

@@ -175,8 +175,10 @@ def _spread(key: SweptKey) -> pd.Series:
 
 
 def _name_places(axes: Axes, sweep: Sweep, key: SweptKey) -> None:
-    limit = 16 if len(key.names) < 5 else 8
-    axes.set_xticks(range(len(key.names)), [plain(name, limit) for name in key.names])
+    names = [plain(name, 18) for name in key.names]
+    # About 44 characters fit side by side.
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), names, **(slanted if max(map(len, names)) * len(names) > 44 else {}))
     axes.set_xlim(-0.5, len(key.names) - 0.5)
     axes.grid(visible=False, axis="x")
     completed = sweep.ended[sweep.ended["status"] == "completed"]
@@ -247,23 +249,30 @@ def _pareto_plot(sweep: Sweep, trials: pd.DataFrame, cost: str) -> str:
     for group in groups(sweep):
         shown = trials.loc[group.trials.index.intersection(trials.index)]
         axes.plot(shown[cost], shown[sweep.metric], linestyle="", **group.style)
-    for row in front.drop_duplicates([cost, sweep.metric]).to_dict("records"):
-        _name_member(axes, row, (row[cost], row[sweep.metric]), below=sweep.mode == "min")
     if (trials[cost] > 0).all():
         logarithmic(axes, trials[cost].max() / trials[cost].min())
     axes.xaxis.set_major_formatter(FuncFormatter(_with_unit))
     axes.set_xlabel(COSTS[cost])
     axes.set_ylabel(metric_name(sweep.metric))
     axes.margins(x=0.16, y=0.14)
+    _name_members(axes, front, cost, sweep)
     return svg_of(figure, f"{sweep.metric} against {cost}")
 
 
-def _name_member(axes: Axes, row: Mapping[Any, Any], place: tuple[float, float], *, below: bool) -> None:
-    name = row.get("student.model")
-    text = plain(name if isinstance(name, str) else f"trial {row['trial']}", 18)
-    # On the side where nothing better lies.
-    style: dict[str, Any] = {"fontsize": 8, "ha": "center", "va": "top" if below else "bottom"}
-    axes.annotate(text, place, (0, -9 if below else 9), textcoords="offset points", **style)
+def _name_members(axes: Axes, front: pd.DataFrame, cost: str, sweep: Sweep) -> None:
+    """Write names beside the front, on the side where nothing lies; the best first, and none over another."""
+    below = sweep.mode == "min"
+    taken: list[tuple[float, float]] = []
+    for row in front.sort_values(sweep.metric, ascending=below, kind="stable").to_dict("records"):
+        x, y = (axes.transScale + axes.transLimits).transform((row[cost], row[sweep.metric]))
+        if any(abs(x - other) < 0.3 and abs(y - level) < 0.07 for other, level in taken):
+            continue
+        taken.append((x, y))
+        name = row.get("student.model")
+        text = plain(name if isinstance(name, str) else f"trial {row['trial']}", 18)
+        style: dict[str, Any] = {"fontsize": 8, "ha": "right" if x > 0.35 else "center", "va": "top" if below else "bottom"}
+        offset = (-3 if x > 0.35 else 0, -8 if below else 8)
+        axes.annotate(text, (row[cost], row[sweep.metric]), offset, textcoords="offset points", **style)
 
 
 def _with_unit(value: float, _: object) -> str:

@@ -17,20 +17,20 @@ def sweep_section(name: str, sweep: Sweep) -> dict[str, Any]:
     # matplotlib takes most of a second to import.
     from raydistill.reporting import parallel, sweep_plots
 
-    has_any = sweep.best is not None
+    has_several = len(sweep.ended) > 1
     learned = importances(sweep)
     return {
         "name": name,
         "has_baseline": sweep.baseline is not None,
         "has_rungs": bool(sweep.rungs),
         "sentences": sweep_sentences(sweep),
-        "legend": sweep_plots.legend(sweep) if has_any else "",
-        "value_plots": list(sweep_plots.value_plots(sweep).values()),
-        "importances": sweep_plots.importance_plot(learned) if learned else "",
+        "legend": sweep_plots.legend(sweep) if has_several else "",
+        "value_plots": list(sweep_plots.value_plots(sweep).values()) if has_several else [],
+        "importances": sweep_plots.importance_plot(learned) if learned and learned.is_evidence else "",
         "importance_words": honest_words(learned) if learned else "",
         "parallel": parallel.parallel_coordinates(sweep),
         "curves": sweep_plots.trial_curves(sweep) if sweep.histories else "",
-        "best_so_far": sweep_plots.best_so_far(sweep) if has_any else "",
+        "best_so_far": sweep_plots.best_so_far(sweep) if has_several else "",
         "pareto": sweep_plots.pareto_plots(sweep),
         "front": _front(sweep),
         "finalists": _finalists(sweep),

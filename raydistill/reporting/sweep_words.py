@@ -10,6 +10,7 @@ import pandas as pd
 
 from raydistill.reporting.durations import short_duration
 from raydistill.reporting.sweeps import Sweep
+from raydistill.reporting.swept import short_number
 
 STATUSES = {"completed": "completed", "stopped": "stopped early", "failed": "failed", "running": "unfinished"}
 
@@ -44,7 +45,7 @@ def value_text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.10g}"
+        return short_number(value)
     text = " ".join(str(value).split())
     return text.lower() if text in ("True", "False") else text
 

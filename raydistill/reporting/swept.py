@@ -33,7 +33,12 @@ class SweptKey:
 
     def label(self, place: float) -> str:
         """Return how the value at a place reads."""
-        return self.names[int(place)] if self.names else f"{place:.4g}"
+        return self.names[int(place)] if self.names else short_number(place)
+
+
+def short_number(value: float) -> str:
+    """Return four digits of a number, or all of those before its point."""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.10g}"
 
 
 def swept_keys(sweep: Sweep) -> list[SweptKey]:

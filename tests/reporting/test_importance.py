@@ -31,8 +31,20 @@ def test_noise_is_no_evidence(tmp_path: Path) -> None:
     cells = {"a": [str(noise.random()) for _ in range(24)], "b": [noise.choice("xy") for _ in range(24)]}
     found = importances(sweep_of(tmp_path / "sweep", SPACE, cells, [noise.gauss(60, 1) for _ in range(24)]))
     assert found is not None
-    assert found.explained <= 0
+    assert not found.is_evidence
     assert "no evidence" in honest_words(found)
+
+
+def test_the_absence_of_a_key_is_not_its_effect(tmp_path: Path) -> None:
+    noise = random.Random(1)
+    space = {"on": {"choice": [True, False]}, "tau": {"uniform": [0, 1], "when": {"on": True}}}
+    switched = [number % 2 == 0 for number in range(40)]
+    cells = {"on": [str(on) for on in switched], "tau": [str(noise.random()) if on else "" for on in switched]}
+    metric = [60 + 5 * on + noise.gauss(0, 1) for on in switched]
+    found = importances(sweep_of(tmp_path / "sweep", space, cells, metric))
+    assert found is not None
+    assert found.keys[0] == "on"
+    assert found.means[0] > 5 * found.means[1]
 
 
 def test_too_few_trials_or_keys_have_none(tmp_path: Path) -> None:
