@@ -270,8 +270,9 @@ def _name_members(axes: Axes, front: pd.DataFrame, cost: str, sweep: Sweep) -> N
         taken.append((x, y))
         name = row.get("student.model")
         text = plain(name if isinstance(name, str) else f"trial {row['trial']}", 18)
-        style: dict[str, Any] = {"fontsize": 8, "ha": "right" if x > 0.35 else "center", "va": "top" if below else "bottom"}
-        offset = (-3 if x > 0.35 else 0, -8 if below else 8)
+        style: dict[str, Any] = {"fontsize": 8, "va": "top" if below else "bottom"}
+        style["ha"], aside = ("right", -3) if x > 0.35 else ("center", 0)
+        offset = (aside, -8 if below else 8)
         axes.annotate(text, (row[cost], row[sweep.metric]), offset, textcoords="offset points", **style)
 
 

@@ -68,9 +68,14 @@ def _finalists(sweep: Sweep) -> pd.DataFrame:
 
 
 def _failed(sweep: Sweep) -> pd.DataFrame:
+    """Return the failed trials, and then the re-trainings that failed, with their causes."""
     failed = sweep.trials[sweep.trials["status"] == "failed"]
-    causes = failed["cause"].fillna("not recorded") if "cause" in failed else ["not recorded"] * len(failed)
-    return pd.DataFrame({"Trial": failed["trial"], "Epochs": failed["epochs"], "Cause": causes})
+    if sweep.finalists is not None:
+        again = sweep.finalists[sweep.finalists[sweep.metric].isna()]
+        names = [f"{trial} again, seed {seed}" for trial, seed in zip(again["trial"], again["seed"], strict=True)]
+        failed = pd.concat([failed, again.assign(trial=names)])
+    causes = failed["cause"].fillna("not recorded") if "cause" in failed else "not recorded"
+    return pd.DataFrame({"Trial": failed["trial"], "Cause": causes})
 
 
 def _amount(value: float) -> str:

@@ -23,7 +23,7 @@ def sweep_sentences(sweep: Sweep) -> list[str]:
     best = sweep.best
     if best is None:
         return [*said, "No trial ended well."]
-    return [*said, _best(sweep, best), *_finalists(sweep, best)]
+    return [*said, _best(sweep, best), *_finalists(sweep, best), *_on_test_images(sweep)]
 
 
 def counts(sweep: Sweep) -> str:
@@ -119,3 +119,12 @@ def _finalists(sweep: Sweep, best: _Row) -> list[str]:
     others = sweep.result.get("tie_with")
     rivals = ", ".join(map(str, others)) if isinstance(others, list) and others else "another finalist"
     return [f"{said}. The lead is within the noise: it is a tie with {rivals}."]
+
+
+def _on_test_images(sweep: Sweep) -> list[str]:
+    top1 = sweep.result.get("top1")
+    if isinstance(top1, int | float) and math.isfinite(top1):
+        return [
+            f"On the test images, on which the best one alone was measured, it reaches {top1:.2f}\N{NO-BREAK SPACE}%."
+        ]
+    return []

@@ -132,14 +132,17 @@ def _space(space: Mapping[str, Any], trials: pd.DataFrame) -> dict[str, Mapping[
 
 def _histories(folder: Path, trials: pd.DataFrame) -> dict[str, tuple[Metrics, ...]]:
     found: dict[str, tuple[Metrics, ...]] = {}
-    for trial, status in zip(map(str, trials["trial"]), trials["status"], strict=True):
+    for trial, status, epochs in zip(trials["trial"], trials["status"], trials["epochs"], strict=True):
         file = folder / trial / "metrics.jsonl"
         try:
-            found[trial] = read(file, json_lines, otherwise=())
+            history: tuple[Metrics, ...] = read(file, json_lines, otherwise=())
         except DataError:
             # A trial that was killed may have left half a line; its sweep is whole nevertheless.
             if status != "failed":
                 raise
+            continue
+        # Until it was told to stop, a trial may have gone on; that is not counted.
+        found[trial] = history[:epochs] if status == "stopped" else history
     return {trial: history for trial, history in found.items() if history}
 
 

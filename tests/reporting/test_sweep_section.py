@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raydistill.reporting.page import write_report
 from raydistill.reporting.pareto import fronts
 from raydistill.reporting.runs import load_run
+from raydistill.reporting.sweep_section import sweep_section
 from raydistill.reporting.sweep_words import finalist_table, sweep_sentences
 from raydistill.reporting.swept import swept_keys
 from tests.reporting.made_sweeps import SPACE, leave_sweep, make_search, say
@@ -41,14 +42,32 @@ def test_sentences_of_a_sweep_with_finalists(tmp_path: Path) -> None:
     assert first["trial"] == sweep.best["trial"]
     assert f"{first['trial']} has {first['mean']:.2f} ± {first['std']:.2f} (mean of 3 seeds)" in said
     assert f"it is a tie with {second['trial']}." in said
-    say(path, tie=False)
-    assert "tie" not in _said(path)
+    assert "test images" not in said
+    say(path, tie=False, top1=63.456)
+    said = _said(path)
+    assert "tie" not in said
+    assert "On the test images, on which the best one alone was measured, it reaches 63.46 %." in said
 
 
 def test_one_run_each_is_called_so(tmp_path: Path) -> None:
     said = _said(make_search(tmp_path / "sweep", finalists=False))
     assert "one run each" in said
     assert "tune.repeats" in said
+
+
+def test_a_finalist_that_failed_is_named(tmp_path: Path) -> None:
+    path = make_search(tmp_path / "sweep")
+    lines = (path / "finalists.csv").read_text().splitlines()
+    trial = lines[1].split(",")[0]
+    told = ["trial,seed,val/top1,cause", f"{trial},0,,killed by the kernel", *(f"{line}," for line in lines[2:])]
+    (path / "finalists.csv").write_text("\n".join(told))
+    sweep = load_run(path).sweep
+    assert sweep is not None
+    failed = sweep_section("sweep", sweep)["failed"]
+    assert failed["Trial"].tolist() == ["0005", "0016", "0027", f"{trial} again, seed 0"]
+    assert failed["Cause"].tolist()[-1] == "killed by the kernel"
+    counts = dict(zip(finalist_table(sweep)["trial"], finalist_table(sweep)["n"], strict=True))
+    assert counts[trial] == 2
 
 
 def test_a_minimised_metric_has_the_lowest_as_best(tmp_path: Path) -> None:

@@ -64,6 +64,14 @@ def test_half_a_line_is_forgiven_to_a_failed_trial_alone(tmp_path: Path) -> None
         load_run(path)
 
 
+def test_epochs_after_a_stop_do_not_count(tmp_path: Path) -> None:
+    path = make_search(tmp_path / "sweep")
+    stopped = _read(path).trials.query("status == 'stopped'").iloc[0]
+    with (path / "trials" / stopped["trial"] / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"epoch": int(stopped["epochs"]) + 1, "val/top1": 99.0}) + "\n")
+    assert len(_read(path).histories[stopped["trial"]]) == stopped["epochs"]
+
+
 @pytest.mark.parametrize(
     ("given", "cells", "names", "places"),
     [
