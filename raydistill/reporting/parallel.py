@@ -120,4 +120,4 @@ def _round_numbers(key: SweptKey, low: float, high: float) -> list[float]:
 
 def _folded(text: str, at: str = ".") -> str:
     """Return a long name on several lines, for axes stand close together."""
-    return "\n".join(plain(part, 14) for part in text.replace(at, f"{at}\0").split("\0"))
+    return "\n".join(plain(part, 15) for part in text.replace(at, f"{at}\0").split("\0"))

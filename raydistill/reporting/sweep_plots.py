@@ -115,6 +115,7 @@ def best_so_far(sweep: Sweep) -> str:
         axes.set_xlabel("epochs trained by all trials so far")
         axes.set_ylabel(f"best {metric_name(sweep.metric)}")
         axes.set_xlim(0, max(1, spent.iloc[-1]) * 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _seconds_on_top(axes, spent, trials["seconds"].fillna(0.0).cumsum())
         return svg_of(figure, f"best {sweep.metric} against epochs spent")
 
