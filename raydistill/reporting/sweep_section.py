@@ -15,7 +15,7 @@ from raydistill.reporting.sweeps import BASELINE, Sweep
 def sweep_section(name: str, sweep: Sweep) -> dict[str, Any]:
     """Return a sweep's sentences, figures (SVG; empty where there is nothing to draw) and tables (may be empty)."""
     # matplotlib takes most of a second to import.
-    from raydistill.reporting import parallel, sweep_plots
+    from raydistill.reporting import parallel, pareto_plots, sweep_plots
 
     has_several = len(sweep.ended) > 1
     learned = importances(sweep)
@@ -31,7 +31,7 @@ def sweep_section(name: str, sweep: Sweep) -> dict[str, Any]:
         "parallel": parallel.parallel_coordinates(sweep),
         "curves": sweep_plots.trial_curves(sweep) if sweep.histories else "",
         "best_so_far": sweep_plots.best_so_far(sweep) if has_several else "",
-        "pareto": sweep_plots.pareto_plots(sweep),
+        "pareto": pareto_plots.pareto_plots(sweep),
         "front": _front(sweep),
         "finalists": _finalists(sweep),
         "failed": _failed(sweep),
