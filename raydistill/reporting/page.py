@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -14,8 +15,10 @@ from jinja2 import Environment, StrictUndefined
 
 from raydistill.errors import DataError
 from raydistill.files import make_folders, write_atomically
-from raydistill.reporting.runs import RunRecord, Sweep, load_runs
+from raydistill.reporting.runs import RunRecord, load_runs
 from raydistill.reporting.summary import sentences
+from raydistill.reporting.sweep_section import sweep_section
+from raydistill.reporting.sweeps import Sweep
 from raydistill.reporting.tables import cell, comparison, display, flatten, group_label
 
 CARD_COLUMNS = {
@@ -74,6 +77,7 @@ def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         "title": ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more runs",
         "summary": sentences(records, frame),
+        "has_runs": any(record.kind != "tune" for record in records),
         "comparison": _table(display(frame)),
         "comparison_plot": plots.comparison_plot(frame) if len(frame) else "",
         "validation_plot": plots.validation_curves(validated) if validated else "",
@@ -106,23 +110,8 @@ def _grouped(records: Sequence[RunRecord], metric: str) -> dict[str, list[RunRec
 
 
 def _sweep_section(name: str, sweep: Sweep) -> dict[str, Any]:
-    from raydistill.reporting import plots
-
-    order = sweep.trials.sort_values(sweep.metric, ascending=sweep.mode == "min", na_position="last")
-    best = sweep.best or {}
-    return {
-        "name": name,
-        "metric": sweep.metric,
-        "trials": len(sweep.trials),
-        "stopped": int((sweep.trials["status"] == "stopped").sum()),
-        "failed": int((sweep.trials["status"] == "failed").sum()),
-        "best": best.get(sweep.metric),
-        "chosen": {key: best[key] for key in sweep.keys if key in best},
-        "plots": list(plots.sweep_plots(sweep).values()) if best else [],
-        "best_so_far": plots.best_so_far(sweep) if best else "",
-        "trial_curves": plots.trial_curves(sweep) if sweep.histories else "",
-        "table": _table(order),
-    }
+    content = sweep_section(name, sweep)
+    return {key: _table(part) if isinstance(part, pd.DataFrame) else part for key, part in content.items()}
 
 
 def _cost(named: Iterable[tuple[str, RunRecord]]) -> pd.DataFrame:
@@ -133,7 +122,7 @@ def _cost_row(name: str, record: RunRecord) -> dict[str, Any]:
     epochs, seconds = record.epochs, record.result.get("seconds")
     if record.sweep is not None:
         epochs = int(record.sweep.trials["epochs"].sum())
-        if seconds is None and "seconds" in record.sweep.trials:
+        if seconds is None and record.sweep.trials["seconds"].notna().any():
             seconds = record.sweep.trials["seconds"].sum()
     speeds = [epoch["images_per_s"] for epoch in record.metrics if epoch.get("images_per_s")]
     return {
@@ -187,5 +176,5 @@ def _table(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    text = cell(value).replace(",", "").lstrip("-")
-    return text.replace(".", "", 1).isdigit()
+    # The number of a trial, such as 0003, is a name.
+    return re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]\d+)?", cell(value).replace(",", "")) is not None

@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pandas as pd
-import yaml
+from typing import Any
 
 from raydistill.errors import DataError
-
-Metrics = Mapping[str, Any]
-"""One epoch of ``metrics.jsonl``."""
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep leaves behind: ``trials.csv``, what was swept, and the epochs of each trial, if kept."""
-
-    trials: pd.DataFrame
-    metric: str
-    mode: str
-    space: Mapping[str, Mapping[str, Any]]
-    histories: Mapping[str, tuple[Metrics, ...]]
-
-    @property
-    def keys(self) -> list[str]:
-        """Swept keys that ``trials.csv`` has values of."""
-        return [key for key in self.space if key in self.trials.columns]
-
-    @property
-    def ended(self) -> pd.DataFrame:
-        """Trials that did not fail and have a metric, in the order of ``trials.csv``."""
-        return self.trials[(self.trials["status"] != "failed") & self.trials[self.metric].notna()]
-
-    @property
-    def best(self) -> Mapping[str, Any] | None:
-        """Row of the best trial, or None where no trial ended."""
-        ended = self.ended
-        if ended.empty:
-            return None
-        metric = ended[self.metric]
-        position = int(metric.argmin() if self.mode == "min" else metric.argmax())
-        return {str(key): value for key, value in ended.iloc[position].items()}
+from raydistill.reporting.reading import Metrics, json_lines, json_object, mapping, read, section, yaml_object
+from raydistill.reporting.sweeps import Sweep, read_sweep
 
 
 @dataclass(frozen=True)
@@ -88,23 +49,23 @@ def load_run(path: str | Path) -> RunRecord:
         raise DataError(f"{path}: not a run folder: it holds neither config.yaml nor result.json")
     if not (path / "_SUCCESS").is_file():
         raise DataError(f"{path}: the run has not finished (it has no _SUCCESS); resume it with --resume")
-    result = _read(path / "result.json", _json_object)
-    config = _read(path / "config.yaml", _yaml_object)
+    result = read(path / "result.json", json_object)
+    config = read(path / "config.yaml", yaml_object)
     kind = str(result.get("kind", "train"))
     return RunRecord(
         path=path,
         kind=kind,
         name=str(result.get("name") or path.name),
         seed=result.get("seed", config.get("seed")),
-        student=str(result.get("student") or _section(config, "student").get("model") or "student"),
-        methods=tuple(map(str, result.get("methods") or _section(config, "methods"))),
+        student=str(result.get("student") or section(config, "student").get("model") or "student"),
+        methods=tuple(map(str, result.get("methods") or section(config, "methods"))),
         top1=_number(result.get("top1")),
         config=config,
-        environment=_read(path / "environment.json", _json_object, otherwise={}),
+        environment=read(path / "environment.json", json_object, otherwise={}),
         result=result,
-        metrics=_read(path / "metrics.jsonl", _json_lines, otherwise=()),
-        card=_read(path / "card.json", _card, otherwise={}),
-        sweep=_sweep(path, config) if kind == "tune" else None,
+        metrics=read(path / "metrics.jsonl", json_lines, otherwise=()),
+        card=read(path / "card.json", _card, otherwise={}),
+        sweep=read_sweep(path, config, result) if kind == "tune" else None,
     )
 
 
@@ -128,71 +89,10 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
     return records
 
 
-def _read(path: Path, parse: Callable[[str], _T], otherwise: _T | None = None) -> _T:
-    if otherwise is not None and not path.is_file():
-        return otherwise
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path.parent}: the run is damaged: {path.name} is missing") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path.parent}: the run is damaged: {path.name} cannot be read: {reason}") from None
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    return _mapping(json.loads(text))
-
-
-def _yaml_object(text: str) -> dict[str, Any]:
-    return _mapping(yaml.safe_load(text))
-
-
-def _json_lines(text: str) -> tuple[Metrics, ...]:
-    return tuple(_json_object(line) for line in text.splitlines() if line.strip())
-
-
 def _card(text: str) -> dict[str, dict[str, Any]]:
-    return {role: _mapping(values) for role, values in _json_object(text).items()}
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"a mapping was expected, not {type(value).__name__}")
-    return value
-
-
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = config.get(name)
-    return section if isinstance(section, dict) else {}
+    return {role: mapping(values) for role, values in json_object(text).items()}
 
 
 def _number(value: object) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number else None  # type: ignore[arg-type]
-
-
-def _sweep(path: Path, config: Mapping[str, Any]) -> Sweep:
-    tune = _section(config, "tune")
-    metric = str(tune.get("metric", "val/top1"))
-
-    def parse(text: str) -> pd.DataFrame:
-        # Trial ids are names, although "00003" looks like a number.
-        trials = pd.read_csv(io.StringIO(text), dtype={"trial": str})
-        missing = [name for name in ("trial", "status", "epochs", metric) if name not in trials.columns]
-        if missing:
-            raise ValueError(f"it has no column {missing[0]}")
-        return trials
-
-    trials = _read(path / "trials.csv", parse)
-    histories: dict[str, tuple[Metrics, ...]] = {}
-    for trial in map(str, trials["trial"]):
-        file = path / "trials" / trial / "metrics.jsonl"
-        histories[trial] = _read(file, _json_lines) if file.is_file() else ()
-    return Sweep(
-        trials=trials,
-        metric=metric,
-        mode=str(tune.get("mode", "max")),
-        space=_section(tune, "space"),
-        histories={trial: history for trial, history in histories.items() if history},
-    )

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from raydistill.reporting.runs import RunRecord
+from raydistill.reporting.sweep_words import counts, values_text
 from raydistill.reporting.tables import BETTER, WORSE
 
 _Row = Mapping[str, Any]
@@ -71,14 +72,10 @@ def _judgement(row: _Row, teachers: Sequence[_Row]) -> list[str]:
 def _sweep(record: RunRecord) -> str:
     sweep = record.sweep
     assert sweep is not None
-    stopped = int((sweep.trials["status"] == "stopped").sum())
-    tried = f"Sweep {record.name}: {len(sweep.trials)} trials, {stopped} of them stopped early"
+    tried = f"Sweep {record.name}: {counts(sweep)}"
     best = sweep.best
     if best is None:
         return f"{tried}; none ended well."
-    values = ", ".join(f"{key} = {_value(best[key])}" for key in sweep.keys)
-    return f"{tried}; the best {sweep.metric} of {best[sweep.metric]:.2f} came with {values}."
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    # Many values are told below; here they would drown the rest.
+    how = f"with {values_text(sweep, best)}" if len(sweep.keys) < 5 else f"from trial {best['trial']}"
+    return f"{tried}; the best {sweep.metric} of {best[sweep.metric]:.2f} came {how}."

@@ -76,7 +76,7 @@ def make_run(
     resolved = config_of(name, seed, methods, model, epochs) | config
     if kind == "teacher":
         del resolved["teacher"]
-    _leave(folder, resolved, result, history(top1 or 50.0, methods, epochs, seed))
+    leave(folder, resolved, result, history(top1 or 50.0, methods, epochs, seed))
     if card is not None:
         (folder / "card.json").write_text(json.dumps(card))
     (folder / "_SUCCESS").touch()
@@ -118,12 +118,12 @@ def make_sweep(folder: Path, trials: int = 16, mode: str = "max", name: str | No
             }
         )
         (folder / "trials" / f"{number:05d}").mkdir(parents=True)
-        _leave(folder / "trials" / f"{number:05d}", config, {}, metrics)
+        leave(folder / "trials" / f"{number:05d}", config, {}, metrics)
     with (folder / "trials.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    _leave(folder, config, {"kind": "tune", "name": name, "seed": 0, "teacher_forwards": 0, "trials": trials}, [])
+    leave(folder, config, {"kind": "tune", "name": name, "seed": 0, "teacher_forwards": 0, "trials": trials}, [])
     (folder / "_SUCCESS").touch()
     return folder
 
@@ -160,7 +160,7 @@ def make_demo(root: Path) -> list[Path]:
     return paths
 
 
-def _leave(folder: Path, config: dict[str, Any], result: dict[str, Any], metrics: list[dict[str, float]]) -> None:
+def leave(folder: Path, config: dict[str, Any], result: dict[str, Any], metrics: list[dict[str, float]]) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "environment.json").write_text(
         json.dumps(

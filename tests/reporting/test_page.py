@@ -78,8 +78,9 @@ def test_every_section_is_there(demo: str) -> None:
         "packages.torch",
     ):
         assert words in text
-    # Comparison, validation, losses of four groups, three swept keys, best so far, trials.
-    assert page.tags.count("svg") == 11
+    # Comparison, validation, losses of four groups; legend, three swept keys, importances, parallel coordinates, trials
+    # over epochs, best so far.
+    assert page.tags.count("svg") == 14
     assert page.tags.count("details") == 12
 
 

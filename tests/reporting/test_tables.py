@@ -123,7 +123,7 @@ def test_sweeps_and_unmeasured_runs_take_no_part(tmp_path: Path) -> None:
     assert frame.empty
     text = " ".join(sentences(runs, frame))
     assert "not compared: blind" in text
-    assert "16 trials, 5 of them stopped early" in text
+    assert "16 trials: 10 completed, 5 stopped early, 1 failed" in text
 
 
 def test_markdown() -> None:
