@@ -26,6 +26,7 @@ WHOLE = ("randint", "int", "logint")
 LOGARITHMIC = ("loguniform", "qloguniform", "logint")
 SHARED = ("name", "output", "teacher", "ensemble", "cache", "scale", "evaluate", "track", "tune")
 """Sections that all trials of a sweep have in common, as they have one copy of images and teacher outputs."""
+NEVER = {"seed": "cannot be swept: tune.repeats trains the best configurations with several seeds"}
 SWEPT_OF_DATA = "data.augment."
 
 Values = dict[str, Any]
@@ -173,8 +174,8 @@ def _listed(labels: Iterable[str]) -> str:
 
 
 def _range(key: str, spec: Mapping[str, Any]) -> Range:
-    if key == "seed":
-        raise ConfigError("cannot be swept: tune.repeats trains the best configurations with several seeds")
+    if key in NEVER:
+        raise ConfigError(NEVER[key])
     if key.split(".", maxsplit=1)[0] in SHARED or (
         key.split(".", maxsplit=1)[0] == "data" and not key.startswith(SWEPT_OF_DATA)
     ):
