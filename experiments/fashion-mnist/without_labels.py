@@ -1,6 +1,6 @@
 """How well a sweep without labels ranks its trials: rank correlations with what labels say afterwards.
 
-    python experiments/fashion-mnist/without_labels.py                # 24 trials, about 5 minutes on 2 CPU cores
+    python experiments/fashion-mnist/without_labels.py                # 24 trials, about 5 minutes on 2 idle CPU cores
     python experiments/fashion-mnist/without_labels.py --trials 48
 
 A small teacher learns from 10000 labelled images of Fashion-MNIST. Students learn from its cached embeddings alone
