@@ -1,6 +1,6 @@
 """How well a sweep without labels ranks its trials: rank correlations with what labels say afterwards.
 
-    python experiments/fashion-mnist/without_labels.py                # 24 trials, about 5 minutes on 2 CPU cores
+    python experiments/fashion-mnist/without_labels.py                # 24 trials, about 5 minutes on 2 idle CPU cores
     python experiments/fashion-mnist/without_labels.py --trials 48
 
 A small teacher learns from 10000 labelled images of Fashion-MNIST. Students learn from its cached embeddings alone
@@ -31,6 +31,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from raydistill import build_cache, load_experiment, train_teacher, tune
@@ -146,7 +147,8 @@ def _worth(bank: ResidentSet, known: Tensor, test: ResidentSet, asked: Tensor) -
     assert bank.labels is not None and test.labels is not None
     vote = knn_accuracy(known, bank.labels, asked, test.labels, k=NEIGHBOURS, num_classes=bank.num_classes)
     probe: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    found = torch.from_numpy(probe.fit(known.numpy(), bank.labels.numpy()).predict(asked.numpy()))
+    with threadpool_limits(1):  # of products this small several threads mostly wait for each other
+        found = torch.from_numpy(probe.fit(known.numpy(), bank.labels.numpy()).predict(asked.numpy()))
     return dict(zip(JUDGES, (vote, accuracy(found, test.labels)), strict=True))
 
 
