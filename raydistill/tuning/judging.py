@@ -88,7 +88,9 @@ class Judge(TrialScheduler):  # type: ignore[misc]
         return bool(self._inner.set_search_properties(metric, mode, **spec))
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial takes its place among the turns."""
+        """A trial takes its place among the turns; one that begins again has it."""
+        if trial.config["number"] in self._trials:
+            return
         if trial.config["searching"]:
             self._inner.on_trial_add(tune_controller, trial)
         self._trials[trial.config["number"]] = trial
@@ -118,7 +120,11 @@ class Judge(TrialScheduler):  # type: ignore[misc]
         self._turns.leave(trial.config["number"])
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial whose process died too often is left; what it found is in its folder."""
+        """A trial whose process died is awaited again; where that happened too often, it is left."""
+        if trial.should_recover():
+            self._reports.pop(trial.config["number"], None)
+            self._turns.withdraw(trial.config["number"])
+            return
         if trial.config["searching"]:
             self._inner.on_trial_error(tune_controller, trial)
         folder = TrialFolder(self._root / trial.config["folder"])

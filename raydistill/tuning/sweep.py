@@ -143,7 +143,8 @@ def _run_trials(
         metric=config.metric,
     )
     grouped = experiment.scale.workers > 1
-    resources = {"cpu": 0, "gpu": 0} if grouped else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+    # Where workers of its own compute, a trial takes next to nothing, but Ray Tune does not take nothing.
+    resources = {"memory": 1} if grouped else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
     shutil.rmtree(root / "logs" / STATE, ignore_errors=True)  # all that matters stands in the trials' folders
     live = agenda.total if config.scheduler.pauses else slots
 

@@ -44,6 +44,10 @@ class Turns:
         """A trial reports an epoch and waits for the verdict."""
         self._running[number].arrived = epoch
 
+    def withdraw(self, number: int) -> None:
+        """A trial is gone before its report was judged, and will come to that epoch again."""
+        self._running[number].arrived = None
+
     def due(self) -> int | None:
         """The trial whose report is judged now; None where it has not come yet, or another trial is to begin first."""
         if not self._running or (self._free > 0 and self._more()):

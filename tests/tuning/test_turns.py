@@ -103,3 +103,13 @@ def test_as_they_come_waits_for_nobody() -> None:
     turns.begin(1)
     turns.arrive(1, 3)
     assert turns.due() == 1
+
+
+def test_a_report_that_is_withdrawn_comes_again() -> None:
+    turns = Turns(STOPS, 1, more=lambda: False)
+    turns.begin(0)
+    turns.arrive(0, 1)
+    turns.withdraw(0)
+    assert turns.due() is None
+    turns.arrive(0, 1)
+    assert turns.due() == 0
