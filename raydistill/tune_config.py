@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydistill.section import Count, Positive, Section
 
@@ -16,13 +16,17 @@ class SchedulerConfig(Section):
     1 / ``reduction`` go on. ``hyperband`` waits for a whole bracket of trials before it compares. ``median`` stops
     what is worse than the median of the others' averages, after ``grace``. ``none`` lets all trials go to the end.
 
+    ``pbt``, population based training, stops none: after every ``grace`` epochs the worst quarter of the trials go on
+    from the weights of one of the best quarter, with values that are multiplied by 0.8 or 1.2 or drawn anew. It finds a
+    schedule of values, which ``result.json`` has; ``best.yaml`` has those at its end and does not lead there again.
+
     ``in_order`` has trials judged as if all of them took equally long for an epoch: the same sweep then takes the same
     decisions on any machine, however often it was interrupted, and a trial may have to wait for a slower one. Where
     trials differ much in speed, as of several models, it is better off. ``hyperband`` pauses trials and takes
-    them as they come.
+    them as they come; ``pbt`` waits for all of them in any case, and cannot be resumed.
     """
 
-    name: Literal["asha", "hyperband", "median", "none"] = "asha"
+    name: Literal["asha", "hyperband", "median", "pbt", "none"] = "asha"
     grace: Count = 1
     reduction: Annotated[int, Field(ge=2)] = 3
     in_order: bool = True
@@ -30,7 +34,12 @@ class SchedulerConfig(Section):
     @property
     def pauses(self) -> bool:
         """Whether many trials are under way, some of them paused."""
-        return self.name == "hyperband"
+        return self.name in ("hyperband", "pbt")
+
+    @property
+    def generation(self) -> int | None:
+        """Epochs after which trials take over weights from each other; None where they never do."""
+        return self.grace if self.name == "pbt" else None
 
 
 class BudgetConfig(Section):
@@ -73,3 +82,11 @@ class TuneConfig(Section):
     cpus_per_trial: Positive = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
     space: Annotated[dict[str, dict[str, Any] | Literal["auto"]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _pbt_changes_values_itself(self) -> TuneConfig:
+        if self.scheduler.name == "pbt" and self.search != "random":
+            raise ValueError(f"search '{self.search}' cannot learn from values that pbt changes; use search=random")
+        if self.scheduler.name == "pbt" and self.repeats > 1:
+            raise ValueError("repeats trains values anew, but pbt finds a schedule of them; leave one of the two out")
+        return self

@@ -40,6 +40,7 @@ RAY_MAY_BE_IMPORTED_BY = {
     "training/trainer.py",
     "training/worker.py",
     "tuning/judging.py",
+    "tuning/population.py",
     "tuning/sweep.py",
     "tuning/trial.py",
 }

@@ -139,6 +139,21 @@ def restore(session: Session, state: State, origin: Path) -> None:
     _set_random_state(session.device, state.get("random", {}))
 
 
+def adopt(session: Session, state: State, origin: Path) -> None:
+    """Go on from a state of a run with other values; learning rate, weight decay and the like are the session's own.
+
+    Raises:
+        RunError: if the two do not have the same shapes.
+    """
+    optimizer, schedule = session.optimizer, session.schedule
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    rates = list(schedule.base_lrs)
+    restore(session, state, origin)
+    schedule.base_lrs = rates
+    for group, values, rate, factor in zip(optimizer.param_groups, own, rates, schedule.lr_lambdas, strict=True):
+        group.update(values, lr=rate * factor(schedule.last_epoch))
+
+
 def save_checkpoint(session: Session, folder: Path) -> None:
     """Write the session's state into a folder."""
     write_state(snapshot(session), folder)

@@ -35,13 +35,17 @@ class Shelf:
         # Those of older versions have a date where the word "step" stands now, and so come first.
         return sorted(path.name for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
 
+    def at(self, step: int) -> Path:
+        """Return where the checkpoint after so many steps lies, or would."""
+        return self.folder / f"{PREFIX}step{step:09d}"
+
     def put(self, state: State, step: int, top1: float | None) -> None:
         """Add a checkpoint; ``top1`` is the validation result of just this student, in percent.
 
         Raises:
             RunError: with the path and the system's reason; nothing is left behind.
         """
-        final = self.folder / f"{PREFIX}step{step:09d}"
+        final = self.at(step)
         temporary = final.with_name(temporary_name(final.name))
         try:
             make_folders(temporary)

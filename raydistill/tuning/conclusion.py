@@ -63,6 +63,7 @@ def conclude(
         "best_config": str(folder.path / "best.yaml"),
         **result,
         "best_values": values,
+        **({"schedule": trials[int(result["best_trial"])].changes} if config.scheduler.generation else {}),
         "baseline_metric": rows[0][config.metric],
         "metric": config.metric,
         **_on_test_images(winners),

@@ -26,10 +26,10 @@ from ray.tune.search import Searcher
 from raydistill.config import Experiment
 from raydistill.tune_config import BudgetConfig, SchedulerConfig, TuneConfig
 from raydistill.tuning.agenda import Agenda
+from raydistill.tuning.population import EPOCH, Population
 from raydistill.tuning.trial_folder import TrialFolder
 from raydistill.tuning.turns import AsTheyCome, Turns
 
-EPOCH = "epoch"
 PATIENCE_S = 120.0
 """How long reports wait for that of a trial which has lost its process and finds no room for a new one."""
 
@@ -198,7 +198,7 @@ def judge_for(experiment: Experiment, epochs: int, agenda: Agenda, slots: int, r
     """Return the judge of an experiment's sweep, whose longest trial has so many epochs."""
     assert experiment.tune is not None
     config = experiment.tune.scheduler
-    inner = _SCHEDULERS[config.name](config, epochs)
+    inner = Population(experiment, agenda.ready) if config.generation else _SCHEDULERS[config.name](config, epochs)
     in_order = config.in_order and not config.pauses
     kind: Callable[..., Turns] = Turns if in_order else AsTheyCome
     return Judge(inner, kind(stops_of(experiment.tune, epochs), slots, agenda.ready), agenda, root)

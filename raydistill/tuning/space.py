@@ -29,6 +29,9 @@ SHARED = ("name", "output", "teacher", "ensemble", "cache", "scale", "evaluate",
 NEVER = {"seed": "cannot be swept: tune.repeats trains the best configurations with several seeds"}
 SWEPT_OF_DATA = "data.augment."
 
+OF_THE_START = ("rate", "pretrain_lr", "initial_variance")
+"""Numbers of methods that count when a student begins, for sizes of heads and the like, and not after that."""
+
 Values = dict[str, Any]
 """Dotted key -> value."""
 
@@ -85,6 +88,8 @@ def check_space(experiment: Experiment) -> None:
     ranges = parse_space(experiment)
     assert experiment.tune is not None
     problems = [line for entry in ranges for line in _problems(experiment, entry)]
+    if experiment.tune.scheduler.name == "pbt" and not problems:
+        problems = _problems_of_pbt(experiment, ranges)
     if experiment.tune.search == "tpe":
         grids = [entry.key for entry in ranges if entry.kind == "grid"]
         problems.extend(f"tune.space.{key}: a grid cannot be searched by tpe; use choice" for key in grids)
@@ -244,6 +249,34 @@ def _problems(experiment: Experiment, entry: Range) -> list[str]:
     except ConfigError as error:
         return [f"tune.space.{entry.key}: {line}" for line in str(error).splitlines()]
     return []
+
+
+def _problems_of_pbt(experiment: Experiment, ranges: Iterable[Range]) -> list[str]:
+    """Say what pbt cannot change while a student trains: all but numbers with a fraction may decide a shape."""
+    assert experiment.tune is not None
+    problems = []
+    if experiment.scale.workers > 1:
+        problems.append("scale.workers: pbt hands states on between trials of one worker each; set scale.workers=1")
+    if experiment.tune.scheduler.grace >= experiment.train.epochs:
+        problems.append("tune.scheduler.grace: pbt changes values after so many epochs; it must be below train.epochs")
+    for entry in ranges:
+        if entry.when:
+            problems.append(f"tune.space.{entry.key}: pbt changes all values together; leave out 'when'")
+            continue
+        parsed = [value_at(configured(experiment, {entry.key: value}), entry.key) for value in entry.extremes]
+        at_the_start = entry.key.startswith("student.") or _of_the_start(entry.key)
+        if at_the_start or not all(isinstance(value, float) for value in parsed):
+            problems.append(
+                f"tune.space.{entry.key}: pbt changes values while a student trains, and this one is settled before; "
+                "leave it out, or use another scheduler"
+            )
+        elif not isinstance(value_at(experiment, entry.key), float):
+            problems.append(f"tune.space.{entry.key}: pbt multiplies values; give trial 0 a number here")
+    return problems
+
+
+def _of_the_start(key: str) -> bool:
+    return _label(key) is not None and key.rpartition(".")[2] in OF_THE_START
 
 
 def _check_switch(experiment: Experiment, entry: Range) -> None:

@@ -17,7 +17,7 @@ from raydistill.tuning.budget import Budget
 from raydistill.tuning.space import check_space, covering, parse_space
 from raydistill.tuning.suggesting import Suggestions
 from raydistill.tuning.trial import Sweep, run_trial
-from raydistill.tuning.trial_folder import read_state, write_state
+from raydistill.tuning.trial_folder import read_state, trials_of, write_state
 from raydistill.tuning.warm_start import earlier_trials
 
 STATE = "ray_tune"
@@ -43,6 +43,11 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
             _require_the_same(experiment, folder)
         if resume and folder.succeeded and not _asks_for_more(experiment, folder):
             return folder.result()
+        if resume and _tune(experiment).scheduler.generation:
+            raise ConfigError(
+                f"{folder.path}: a sweep by pbt cannot go on, as its trials took over from each other; "
+                "start it anew, without --resume"
+            )
         from raydistill.training.material import from_arrays  # as late as all that brings torch
         from raydistill.tuning.conclusion import conclude
 
@@ -61,6 +66,8 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
                 watched(lambda: _run_trials(experiment, folder, arrays, agenda, slots), folder, watch)
             finally:
                 write_state(folder.path, slots, agenda.total, budget.hours)
+            for trial in trials_of(folder.path):
+                trial.forget_checkpoints()
             train = from_arrays(arrays).train
             result = {**conclude(experiment, folder, train.shape, train.num_classes), "epochs_spent": budget.epochs}
             folder.write_result(result)
@@ -140,6 +147,7 @@ def _run_trials(
         [ray.put(arrays)],
         arrays["reads_ahead"],
         pauses=config.scheduler.pauses,
+        generation=config.scheduler.generation,
         metric=config.metric,
     )
     grouped = experiment.scale.workers > 1
@@ -147,6 +155,8 @@ def _run_trials(
     resources = {"memory": 1} if grouped else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
     shutil.rmtree(root / "logs" / STATE, ignore_errors=True)  # all that matters stands in the trials' folders
     live = agenda.total if config.scheduler.pauses else slots
+    # Once Ray has begun all trials, it ends the processes of those that pause; so let it wait for one that never comes.
+    awaited = 1 if config.scheduler.generation else 0
 
     def trial(job: dict[str, Any]) -> None:
         run_trial(job, sweep)
@@ -156,7 +166,7 @@ def _run_trials(
         tune_config=ray_tune.TuneConfig(
             metric=config.metric,
             mode=config.mode,
-            num_samples=agenda.total,
+            num_samples=agenda.total + awaited,
             search_alg=Jobs(agenda, live, config),
             scheduler=judge_for(experiment, _longest(experiment), agenda, live, root),
             reuse_actors=not grouped,

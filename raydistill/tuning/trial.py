@@ -7,19 +7,26 @@ in a folder where it was under way before reports anew what stands there, and go
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 from raydistill.config import CheckpointConfig, Experiment, parse_experiment
 from raydistill.errors import DivergedError, InputError
 from raydistill.tuning.agenda import Job
+from raydistill.tuning.descent import Descent
 from raydistill.tuning.space import configured
 from raydistill.tuning.trial_folder import TrialFolder
 
-Report = Callable[[Mapping[str, Any], bool], None]
-"""Hands an epoch's metrics to the sweep and waits for its verdict; the flag says whether it is the last one."""
+
+class Report(Protocol):
+    """Hands an epoch's metrics to the sweep and waits for its verdict."""
+
+    def __call__(self, metrics: Mapping[str, Any], final: bool, descent: Descent | None = None) -> None:
+        """``final`` says whether it is the last one, ``descent`` what others can go on from."""
+
 
 ATTEMPTS = 2
 CHECKPOINT_MINUTES = 1.0
@@ -28,13 +35,17 @@ CHECKPOINT_MINUTES = 1.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the trials of a sweep have in common. ``material`` holds Ray's reference to their shared arrays."""
+    """What the trials of a sweep have in common. ``material`` holds Ray's reference to their shared arrays.
+
+    After every ``generation`` epochs trials may go on from each other's checkpoints, if it is given.
+    """
 
     experiment: Mapping[str, Any]
     root: str
     material: list[Any]
     reads_ahead: bool
     pauses: bool
+    generation: int | None
     metric: str
 
 
@@ -50,10 +61,16 @@ def run_trial(config: Mapping[str, Any], sweep: Sweep) -> None:
     folder = TrialFolder(Path(sweep.root) / job.folder)
     nothing = {"epoch": 0, sweep.metric: float("nan"), "final": True}
 
-    def report(metrics: Mapping[str, Any], final: bool) -> None:
-        ray_tune.report({**nothing, **metrics, "final": final})
+    def report(metrics: Mapping[str, Any], final: bool, descent: Descent | None = None) -> None:
+        told = {**nothing, **metrics, "final": final}
+        if descent is None:
+            ray_tune.report(told)
+            return
+        with TemporaryDirectory() as left:
+            descent.write(Path(left))
+            ray_tune.report(told, checkpoint=ray_tune.Checkpoint.from_directory(left))
 
-    folder.claim(job)
+    folder.claim(job, _descent())
     for attempt in range(ATTEMPTS):
         try:
             _run(job, folder, sweep, report)
@@ -62,14 +79,31 @@ def run_trial(config: Mapping[str, Any], sweep: Sweep) -> None:
             hopeless = isinstance(error, DivergedError | InputError)
             if hopeless or attempt + 1 == ATTEMPTS:
                 folder.mark("failed", _cause(error))
-                folder.forget_checkpoints()
+                _forget_checkpoints(folder, sweep)
                 break
             folder.note(f"trial {job.number} failed and is tried once more: {_cause(error)}")
         except SystemExit:  # the sweep's verdict
             if folder.record["status"] == "stopped":
-                folder.forget_checkpoints()
+                _forget_checkpoints(folder, sweep)
             raise
     report({"epoch": len(folder.history()) + 1}, True)
+
+
+def _descent() -> Descent | None:
+    """Return what this trial is to go on from: the last it left itself, or what the sweep put in its place."""
+    from ray import tune as ray_tune
+
+    checkpoint = ray_tune.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return Descent.read(Path(folder))
+
+
+def _forget_checkpoints(folder: TrialFolder, sweep: Sweep) -> None:
+    """Remove what a trial that is over will not go on from; in a population another one may."""
+    if sweep.generation is None:
+        folder.forget_checkpoints()
 
 
 def _cause(error: BaseException) -> str:
@@ -85,29 +119,31 @@ def _run(job: Job, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
         _tell_again(folder, report)
         return
     experiment = parse_experiment(sweep.experiment)
-    chosen = (
-        configured(experiment, job.values)
-        .as_trial()
-        .override(
-            {
-                "name": folder.path.name,
-                "output": str(folder.path.parent),
-                "seed": job.seed,
-                "train.checkpoint": _keeping(pauses=sweep.pauses).model_dump(),
-            }
-        )
+    single = configured(experiment, job.values).as_trial()
+    chosen = single.override(
+        {
+            "name": folder.path.name,
+            "output": str(folder.path.parent),
+            "seed": job.seed,
+            "train.checkpoint": _keeping(sweep).model_dump(),
+        }
     )
     folder.begin(chosen, resume=True)
     if chosen.scale.workers > 1:
         _train_in_group(chosen, folder, sweep, report)
     else:
-        _train_here(chosen, folder, sweep, report)
+        _train_here(job, chosen, folder, sweep, report)
 
 
-def _keeping(*, pauses: bool) -> CheckpointConfig:
-    """Return how often a trial keeps its state: after every epoch where it may be paused, else by the clock."""
+def _keeping(sweep: Sweep) -> CheckpointConfig:
+    """Return how often a trial keeps its state: after every epoch where it may be paused, else by the clock.
+
+    After every generation it keeps two. Trials go on from the last but one until all have come to the last.
+    """
     often = CheckpointConfig(keep=1, best=False)
-    return often if pauses else often.model_copy(update={"epochs": 1_000_000, "minutes": CHECKPOINT_MINUTES})
+    if sweep.generation is not None:
+        return often.model_copy(update={"epochs": sweep.generation, "keep": 2})
+    return often if sweep.pauses else often.model_copy(update={"epochs": 1_000_000, "minutes": CHECKPOINT_MINUTES})
 
 
 def _tell_again(folder: TrialFolder, report: Report) -> None:
@@ -122,7 +158,7 @@ def _tell_again(folder: TrialFolder, report: Report) -> None:
     report({"epoch": last["epoch"] + 1}, True)
 
 
-def _train_here(chosen: Experiment, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
+def _train_here(job: Job, chosen: Experiment, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
     """Train in this process."""
     import ray
     import torch
@@ -130,7 +166,7 @@ def _train_here(chosen: Experiment, folder: TrialFolder, sweep: Sweep, report: R
 
     from raydistill.evaluation.cost import parameter_count
     from raydistill.training.assembly import assemble
-    from raydistill.training.checkpoint import restore
+    from raydistill.training.checkpoint import adopt, read_state, restore
     from raydistill.training.due import Due
     from raydistill.training.keeping import CheckpointKeeper
     from raydistill.training.material import from_arrays
@@ -145,19 +181,30 @@ def _train_here(chosen: Experiment, folder: TrialFolder, sweep: Sweep, report: R
     session = assemble(chosen, from_arrays(ray.get(sweep.material[0])), device=device)
     folder.mark("running", parameters=parameter_count(session.student), pid=os.getpid())
     shelf = Shelf(folder.path / CHECKPOINTS)
-    if (taken := shelf.take(device, folder.note)) is not None:
+    if (descent := _descent()) is not None:
+        origin = Path(descent.checkpoint)
+        adopt(session, read_state(origin, device), origin)
+    elif (taken := shelf.take(device, folder.note)) is not None:
         restore(session, taken[1], shelf.folder / taken[0])
     for metrics in session.history[: chosen.train.epochs - 1]:
         report(metrics, False)
 
     def after_epoch(metrics: Mapping[str, Any], session: Session) -> None:
-        if session.epoch < chosen.train.epochs:
-            report(metrics, False)
+        if session.epoch == chosen.train.epochs:
+            return
+        left = None
+        if sweep.generation and session.epoch % sweep.generation == 0:
+            keeper.finish()
+            checkpoint = shelf.at(session.steps_done)
+            if not checkpoint.is_dir():  # what is not finite is not kept
+                raise DivergedError(f"epoch {session.epoch}: a weight became NaN or infinite")
+            left = Descent(job.number, session.epoch, str(checkpoint), folder.changes)
+        report(metrics, False, left)
 
     config = chosen.train.checkpoint
     with CheckpointKeeper(shelf, config, Due(config, device)) as keeper:
         run(session, folder, after_epoch=after_epoch, keeper=keeper, final=False)
-    _complete(folder)
+    _complete(folder, sweep)
     report(session.history[-1], True)
 
 
@@ -177,12 +224,12 @@ def _train_in_group(chosen: Experiment, folder: TrialFolder, sweep: Sweep, repor
 
     Workers(chosen, folder, sweep.material[0], sweep.reads_ahead, final=False).train(watch)
     watch(folder)
-    _complete(folder)
+    _complete(folder, sweep)
     report(folder.history()[-1], True)
 
 
-def _complete(folder: TrialFolder) -> None:
+def _complete(folder: TrialFolder, sweep: Sweep) -> None:
     """All is written before the last report, at which the sweep ends the trial."""
-    folder.forget_checkpoints()
+    _forget_checkpoints(folder, sweep)
     folder.succeed()
     folder.mark("completed")

@@ -12,6 +12,7 @@ from raydistill.errors import RunError
 from raydistill.files import write_atomically
 from raydistill.training.run_folder import CHECKPOINTS, RunFolder
 from raydistill.tuning.agenda import FINALISTS, TRIALS, Job
+from raydistill.tuning.descent import Changes, Descent
 
 RECORD = "trial.json"
 STATE = "logs/sweep.json"
@@ -26,8 +27,14 @@ class TrialFolder(RunFolder):
         """What ``trial.json`` says, or nothing."""
         return dict(self._json(RECORD))
 
-    def claim(self, job: Job) -> None:
-        """Begin with a job, or go on with what stands here.
+    @property
+    def changes(self) -> Changes:
+        """With which values these weights were trained, and those that they go back to."""
+        record = self.record
+        return record.get("changes") or [{"epoch": 0, "from_trial": None, "values": record["values"]}]
+
+    def claim(self, job: Job, descent: Descent | None = None) -> None:
+        """Begin with a job, or go on with what stands here, or with what another trial left.
 
         Raises:
             RunError: where the folder holds a trial with other values.
@@ -36,6 +43,9 @@ class TrialFolder(RunFolder):
         if not before:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write({**job.to_dict(), "status": "running", "cause": None})
+        elif descent is not None and descent.trial != job.number:
+            changes = descent.followed_by(job.values)
+            self._write({**before, "values": job.values, "changes": changes, "status": "running", "cause": None})
         elif (before["values"], before["seed"]) != (job.values, job.seed):
             raise RunError(f"{self.path}: holds a trial with other values; give the sweep another name=...")
 

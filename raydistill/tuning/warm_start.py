@@ -14,6 +14,8 @@ from raydistill.tuning.trial_folder import trials_of
 def earlier_trials(experiment: Experiment) -> list[Earlier]:
     """Return values and metric of every trial that came to its end in the folders of ``tune.warm_start``.
 
+    Those of a sweep by pbt whose values changed on the way say nothing about the last ones, and are left out.
+
     Raises:
         ConfigError: where a folder holds no sweep, or none of its trials has the metric.
     """
@@ -23,7 +25,7 @@ def earlier_trials(experiment: Experiment) -> list[Earlier]:
         trials = trials_of(Path(name))
         if not trials:
             raise ConfigError(f"tune.warm_start: {name} holds no sweep; name the folder of one, such as runs/<name>")
-        ended = [trial for trial in trials if trial.record["status"] == "completed"]
+        ended = [trial for trial in trials if trial.record["status"] == "completed" and "changes" not in trial.record]
         metrics = [(trial, trial.history()[-1].get(experiment.tune.metric, math.nan)) for trial in ended]
         here = [Earlier(trial.record["values"], metric) for trial, metric in metrics if math.isfinite(metric)]
         if not here:
