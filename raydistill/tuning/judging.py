@@ -143,7 +143,7 @@ class Judge(TrialScheduler):  # type: ignore[misc]
         return str(self._inner.debug_string())
 
     def _not_offered_before(self, tune_controller: Any) -> Trial | None:
-        """Return the trial that is to run next if Tune has not heard of it yet; one that finds no room does not block."""
+        """Return the trial to run next if Tune has not heard of it yet; one that finds no room blocks nothing."""
         chosen: Trial | None = self._inner.choose_trial_to_run(tune_controller)
         if chosen is None or chosen.trial_id in self._offered:
             return None
