@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -176,15 +176,17 @@ def _on_test_images(winners: Sequence[TrialFolder]) -> dict[str, Any]:
         if not winner.succeeded:  # stopped early, as the budget was spent
             continue
         try:
-            values.append(_accuracy(winner, "top1") or _accuracy(winner, "knn"))
+            values.append(_accuracy(winner))
         except DataError as error:
             return {"top1": None, "test_error": str(error)}
     return {"top1": sum(values) / len(values) if values else None}
 
 
-def _accuracy(winner: TrialFolder, protocol: Literal["top1", "knn"]) -> float | None:
-    """Return percent; None of a classifier that was not trained. A k-NN takes all training images through the net."""
-    return evaluate_run(winner.path, (protocol,), teachers=False)["student"].get(protocol)
+def _accuracy(winner: TrialFolder) -> float:
+    """Return percent: the classifier's; where none was trained a k-NN's, which takes all training images along."""
+    card = evaluate_run(winner.path, ("top1",), teachers=False)["student"]
+    (value,) = (card or evaluate_run(winner.path, ("knn",), teachers=False)["student"]).values()
+    return value
 
 
 def _last(trial: TrialFolder) -> Mapping[str, Any]:
