@@ -76,6 +76,7 @@ class Judge(TrialScheduler):  # type: ignore[misc]
         self._inner, self._turns, self._agenda, self._root = inner, turns, agenda, root
         self._trials: dict[int, Trial] = {}
         self._reports: dict[int, Mapping[str, Any]] = {}
+        self._offered: set[str] = set()
         self._waiting_since: float | None = None
 
     @property
@@ -107,7 +108,13 @@ class Judge(TrialScheduler):  # type: ignore[misc]
         return self._judge_due(tune_controller, asking=number)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Judge whatever is due by now; called again and again."""
+        """Judge whatever is due by now; called again and again.
+
+        A new trial comes first: it goes on in the process of the one whose place it takes. Tune keeps but one that is
+        idle, and ends that of the next trial which is stopped meanwhile.
+        """
+        if (new := self._not_offered_before(tune_controller)) is not None:
+            return new
         self._judge_due(tune_controller)
         self._overtake(tune_controller)
         chosen: Trial | None = self._inner.choose_trial_to_run(tune_controller)
@@ -140,6 +147,14 @@ class Judge(TrialScheduler):  # type: ignore[misc]
     def debug_string(self) -> str:
         """Ray shows it."""
         return str(self._inner.debug_string())
+
+    def _not_offered_before(self, tune_controller: Any) -> Trial | None:
+        """Return the trial to run next if Tune has not heard of it yet; one that finds no room blocks nothing."""
+        chosen: Trial | None = self._inner.choose_trial_to_run(tune_controller)
+        if chosen is None or chosen.trial_id in self._offered:
+            return None
+        self._offered.add(chosen.trial_id)
+        return chosen
 
     def _judge_due(self, tune_controller: Any, asking: int | None = None) -> str:
         """Judge reports as long as one is due; return the verdict on the one that asks, if that is among them."""
@@ -199,9 +214,15 @@ def judge_for(experiment: Experiment, epochs: int, agenda: Agenda, slots: int, r
     assert experiment.tune is not None
     config = experiment.tune.scheduler
     inner = Population(experiment, agenda.ready) if config.generation else _SCHEDULERS[config.name](config, epochs)
-    in_order = config.in_order and not config.pauses
-    kind: Callable[..., Turns] = Turns if in_order else AsTheyCome
+    kind: Callable[..., Turns] = Turns if _order_matters(experiment.tune) else AsTheyCome
     return Judge(inner, kind(stops_of(experiment.tune, epochs), slots, agenda.ready), agenda, root)
+
+
+def _order_matters(config: TuneConfig) -> bool:
+    """Whether reports are judged in an order of their own; without need, no trial waits for another."""
+    scheduler = config.scheduler
+    learns = scheduler.name != "none" or config.search != "random" or config.budget != BudgetConfig()
+    return learns and scheduler.in_order and not scheduler.pauses
 
 
 def stops_of(config: TuneConfig, epochs: int) -> list[int]:

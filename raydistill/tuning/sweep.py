@@ -169,6 +169,7 @@ def _run_trials(
             num_samples=agenda.total + awaited,
             search_alg=Jobs(agenda, live, config),
             scheduler=judge_for(experiment, _longest(experiment), agenda, live, root),
+            max_concurrent_trials=live,  # without it Tune starts one process after the other
             reuse_actors=not grouped,
         ),
         run_config=ray_tune.RunConfig(
