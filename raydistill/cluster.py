@@ -20,8 +20,10 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
-"""Ray's switches: fewer processes beside a run on one machine, no output but ours, paths as the user gave them."""
+"""Ray's switches: fewer processes beside a run on one machine, no output but ours, paths as the user gave them, and no
+thread that is left over from a run which connects to somebody else's Ray."""
 
 LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
 """Switches of a Ray on loopback. Without the first one Ray turns 127.0.0.1 back into the machine's own address: one

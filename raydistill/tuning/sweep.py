@@ -11,7 +11,7 @@ from raydistill.errors import ConfigError, RunError
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
 from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
-from raydistill.tune_config import TuneConfig
+from raydistill.tune_config import BudgetConfig, TuneConfig
 from raydistill.tuning.agenda import Agenda
 from raydistill.tuning.budget import Budget
 from raydistill.tuning.space import check_space, covering, parse_space
@@ -36,6 +36,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         RunError: where no trial came to an end.
     """
     check_space(experiment)
+    _require_what_can_be_stopped(experiment)
     check_trackers(experiment)
     earlier = earlier_trials(experiment)
     with claimed(experiment.folder, resume=resume) as folder:
@@ -94,6 +95,17 @@ def _require_the_same(experiment: Experiment, folder: RunFolder) -> None:
         raise ConfigError(
             f"{folder.path}: --resume goes on with the sweep that began, but {', '.join(changed)} changed; "
             "undo that, or give the sweep another name=..."
+        )
+
+
+def _require_what_can_be_stopped(experiment: Experiment) -> None:
+    """Refuse to stop trials with workers of their own: Ray keeps the resources of workers that end with their trial."""
+    config = _tune(experiment)
+    may_stop = config.scheduler.name != "none" or config.budget != BudgetConfig()
+    if experiment.scale.workers > 1 and may_stop:
+        raise ConfigError(
+            f"scale.workers = {experiment.scale.workers}: trials with several workers run to their end; set "
+            "tune.scheduler.name=none and leave out tune.budget, or let more trials of one worker run at a time"
         )
 
 

@@ -131,3 +131,20 @@ def test_more_samples_go_on_where_the_sweep_ended(tmp_path: Path) -> None:
     second = tune(sweep(2), resume=True)
     assert second["trials"] == 3
     assert rows_of(run)[:2] == before
+
+
+def test_trials_with_workers_of_their_own_cannot_be_stopped(tmp_path: Path) -> None:
+    section = {"space": {"train.optimizer.lr": {"grid": [0.05]}}}
+    with pytest.raises(ConfigError, match=r"set tune\.scheduler\.name=none"):
+        tune(digits(tmp_path, scale={"workers": 2}, tune=section))
+
+
+@pytest.mark.slow
+def test_a_trial_may_have_several_workers(tmp_path: Path) -> None:
+    section = {"samples": 1, "scheduler": {"name": "none"}, "space": {"train.optimizer.lr": {"grid": [1e-6]}}}
+    result = tune(digits(tmp_path, scale={"workers": 2, "cpus_per_worker": 1}, tune=section))
+    rows = rows_of(Path(result["run"]))
+    assert [row["status"] for row in rows] == ["completed", "completed"]
+    assert result["best_trial"] == "0000"
+    attempts = (Path(result["run"]) / "trials" / "0001" / "logs" / "attempts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["workers"] for line in attempts] == [2]
