@@ -122,8 +122,11 @@ class Judge(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
         """A trial that was stopped, or came to its end, gives its slot back."""
-        if trial.config["searching"] and EPOCH in result:
-            self._inner.on_trial_complete(tune_controller, trial, result)
+        if trial.config["searching"]:
+            if math.isfinite(result.get(self.metric, math.nan)):
+                self._inner.on_trial_complete(tune_controller, trial, result)
+            else:  # what failed is nothing to compare with
+                self._inner.on_trial_error(tune_controller, trial)
         self._turns.leave(trial.config["number"])
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
