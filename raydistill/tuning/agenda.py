@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from raydistill.config import Experiment
 from raydistill.tuning.budget import Budget
+from raydistill.tuning.selection import Ending, best_first
 from raydistill.tuning.space import Values
 from raydistill.tuning.suggesting import Suggestions
 
@@ -32,12 +32,6 @@ class Job:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Ending:
-    metric: float
-    whole: bool
-
-
 class Agenda:
     """Jobs one after the other: the same for the same seed, if their endings come in the same order."""
 
@@ -48,7 +42,8 @@ class Agenda:
         self._suggestions, self.budget = suggestions, budget
         self._taken = 0
         self._live: dict[int, Job] = {}
-        self._searched: dict[int, tuple[Job, _Ending]] = {}
+        self._searched: dict[int, Job] = {}
+        self._endings: dict[int, Ending] = {}
         self._finals: list[Job] | None = None
 
     @property
@@ -85,7 +80,7 @@ class Agenda:
             return
         self._suggestions.tell(number, metric)
         if metric is not None and math.isfinite(metric):
-            self._searched[number] = (job, _Ending(metric, whole))
+            self._searched[number], self._endings[number] = job, Ending(metric, whole)
 
     def _searching(self) -> bool:
         return self._finals is None and self._taken < self._suggestions.total and not self.budget.is_spent
@@ -95,6 +90,7 @@ class Agenda:
         if self._finals is None:
             if self._live or self._config.repeats == 1:
                 return []
+            best = best_first(self._endings, self._config.mode)[: self._config.finalists]
             self._finals = [
                 Job(
                     number=self._taken + position,
@@ -105,16 +101,9 @@ class Agenda:
                     searching=False,
                 )
                 for position, (job, seed) in enumerate(
-                    (job, self._experiment.seed + 1 + repeat)
-                    for job in best_first(self._searched, self._config.mode)[: self._config.finalists]
+                    (self._searched[trial], self._experiment.seed + 1 + repeat)
+                    for trial in best
                     for repeat in range(self._config.repeats)
                 )
             ]
         return self._finals
-
-
-def best_first(searched: dict[int, tuple[Job, _Ending]], mode: str) -> Sequence[Job]:
-    """Trials by their metric, those that came to their end before those that were stopped."""
-    sign = -1.0 if mode == "max" else 1.0
-    order = sorted(searched.values(), key=lambda pair: (not pair[1].whole, sign * pair[1].metric, pair[0].number))
-    return [job for job, _ in order]

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 
@@ -17,9 +17,12 @@ from raydistill.evaluation.cost import latency
 from raydistill.files import write_atomically
 from raydistill.models.loading import build_described
 from raydistill.training.run_folder import RunFolder
-from raydistill.tuning.selection import standings, tied_with
+from raydistill.tuning.selection import Ending, best_first, standings, tied_with
 from raydistill.tuning.space import configured, parse_space, value_at
 from raydistill.tuning.trial_folder import TrialFolder, finalists_of, trials_of
+
+COUNTED = {"completed": "completed", "stopped_early": "stopped", "failed": "failed"}
+"""Key of the result -> status of the trials that it counts."""
 
 Row = dict[str, Any]
 
@@ -48,7 +51,7 @@ def conclude(
         reason = causes[0] if causes else "no trial reported the metric"
         raise RunError(f"{folder.path}: all {len(rows)} trials failed or lack {config.metric}: {reason}")
     result: dict[str, Any] = {"best_metric": best[config.metric], "best_trial": best["trial"]}
-    winners = [TrialFolder(folder.path / "trials" / best["trial"])]
+    winners = [trials[int(best["trial"])]]
     if finalists := _finalists(experiment, folder.path):
         result |= _final_result(finalists, config.mode)
         winners = [trial for trial in finalists_of(folder.path) if trial.record["trial"] == int(result["best_trial"])]
@@ -71,9 +74,6 @@ def conclude(
         **{key: sum(row["status"] == status for row in rows) for key, status in COUNTED.items()},
         "teacher_forwards": sum(_last(trial).get("teacher_forwards", 0) for trial in trials),
     }
-
-
-COUNTED = {"completed": "completed", "stopped_early": "stopped", "failed": "failed"}
 
 
 def _row(experiment: Experiment, trial: TrialFolder) -> Row:
@@ -104,14 +104,15 @@ def _value(experiment: Experiment, record: Mapping[str, Any], key: str) -> Any:
 
 def _best(rows: Sequence[Row], metric: str, mode: str) -> Row | None:
     """Return the best trial that came to its end; where none did, the best of those that were stopped."""
-    for status in ("completed", "stopped"):
-        ended = [row for row in rows if row["status"] == status and _is_number(row[metric])]
-        if ended:
-            return (max if mode == "max" else min)(ended, key=lambda row: row[metric])
-    return None
+    endings = {
+        number: Ending(row[metric], whole=row["status"] == "completed")
+        for number, row in enumerate(rows)
+        if _is_number(row[metric])
+    }
+    return rows[best_first(endings, mode)[0]] if endings else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -144,7 +145,7 @@ def _finalists(experiment: Experiment, sweep: Path) -> dict[int, list[float]]:
         value = _last(trial).get(metric) if trial.record["status"] == "completed" else None
         number, seed = trial.record["trial"], trial.record["seed"]
         rows.append({"trial": f"{number:04d}", "seed": seed, metric: value, "cause": trial.record["cause"]})
-        if value is not None and _is_number(value):
+        if _is_number(value):
             found[number].append(value)
     if rows:
         write_atomically(sweep / "finalists.csv", pd.DataFrame(rows).to_csv(index=False))

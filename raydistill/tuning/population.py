@@ -101,12 +101,7 @@ def within(ranges: tuple[Range, ...], values: Mapping[str, Any]) -> Values:
 
 
 def _within(entry: Range, value: Any) -> Any:
-    if entry.kind in LISTS:
-        return value
-    if entry.kind.startswith("q"):
-        value = round(value / entry.values[2]) * entry.values[2]
-    low, high = entry.extremes
-    return float(min(high, max(low, value)))
+    return value if entry.kind in LISTS else float(entry.nearest(value))
 
 
 @contextmanager

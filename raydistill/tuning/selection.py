@@ -10,6 +10,20 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
+class Ending:
+    """The metric that a trial came to, and whether that was at its last epoch: it may have been stopped before."""
+
+    metric: float
+    whole: bool
+
+
+def best_first(endings: Mapping[int, Ending], mode: str) -> list[int]:
+    """Return the trials by their metric, those that came to their end before those that were stopped."""
+    sign = -1.0 if mode == "max" else 1.0
+    return sorted(endings, key=lambda trial: (not endings[trial].whole, sign * endings[trial].metric, trial))
+
+
+@dataclass(frozen=True)
 class Standing:
     """A configuration that was trained with several seeds: mean and sample standard deviation of the metric."""
 

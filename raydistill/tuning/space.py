@@ -52,6 +52,14 @@ class Range:
             return self.values
         return (self.values[0], self.values[1] - 1) if self.kind == "randint" else self.values[:2]
 
+    def nearest(self, number: float) -> float:
+        """Put a number onto the steps, if there are such, and between the ends."""
+        if self.kind.startswith("q"):
+            number = round(number / self.values[2]) * self.values[2]
+        low, high = self.extremes
+        inside: float = min(high, max(low, number))
+        return inside
+
     @property
     def switches(self) -> bool:
         """Whether it takes a whole method in or out."""
@@ -114,7 +122,7 @@ def configured(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     Raises:
         ConfigError: where the values do not go together.
     """
-    return experiment.override({key: value for key, value in _switched(values).items() if key != "tune"})
+    return experiment.override(_switched(values))
 
 
 def covering(experiment: Experiment) -> Experiment:

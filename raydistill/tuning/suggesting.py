@@ -121,10 +121,9 @@ def suggested(trial: optuna.trial.Trial, entry: Range) -> Any:
     log = entry.kind in LOGARITHMIC
     if entry.kind in WHOLE:
         return trial.suggest_int(entry.key, low, high, log=log)
-    if entry.kind == "qloguniform":  # optuna has no steps on a logarithmic scale
-        drawn = trial.suggest_float(entry.key, low, high, log=True)
-        return min(high, max(low, round(drawn / entry.values[2]) * entry.values[2]))
-    return trial.suggest_float(entry.key, low, high, log=log, step=_step(entry))
+    drawn = trial.suggest_float(entry.key, low, high, log=log, step=_step(entry))
+    # Optuna has no steps on a logarithmic scale.
+    return entry.nearest(drawn) if entry.kind == "qloguniform" else drawn
 
 
 def distribution(entry: Range) -> optuna.distributions.BaseDistribution:
