@@ -81,20 +81,28 @@ def environment_of(short: str) -> dict[str, str]:
         "RAY_TMPDIR": short,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_health_check_initial_delay_ms": "1000",
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "2000",
     }
 
 
+SOON_MISSED = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
+}
+"""Lets a Ray notice a lost node within seconds."""
+
+
 @contextlib.contextmanager
-def running_nodes(log_folder: Path) -> Iterator[Nodes]:
-    """Start a Ray of three nodes for the time being."""
+def running_ray(program: str, log_folder: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """Run a program that starts a Ray, says ``RAY <address>`` and ends it with its input; its process and environment.
+
+    The environment has ``more`` and lets commands join that Ray.
+    """
     # Sockets have short names; and nobody else on this machine may take this Ray for the one to join.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short, (log_folder / "ray.log").open("w") as log:
-        environment = environment_of(short)
+        environment = environment_of(short) | more
         process = subprocess.Popen(
-            [sys.executable, "-c", NODES],
+            [sys.executable, "-c", program],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -106,7 +114,7 @@ def running_nodes(log_folder: Path) -> Iterator[Nodes]:
         try:
             line = next((line for line in process.stdout if line.startswith("RAY ")), "")
             assert line, (log_folder / "ray.log").read_text()
-            yield Nodes(process, environment | {"RAY_ADDRESS": line.split()[1]})
+            yield process, environment | {"RAY_ADDRESS": line.split()[1]}
         finally:
             process.stdin.close()
             try:
@@ -114,3 +122,10 @@ def running_nodes(log_folder: Path) -> Iterator[Nodes]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+@contextlib.contextmanager
+def running_nodes(log_folder: Path) -> Iterator[Nodes]:
+    """Start a Ray of three nodes for the time being."""
+    with running_ray(NODES, log_folder, **SOON_MISSED) as (process, environment):
+        yield Nodes(process, environment)

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +21,8 @@ from raydistill.config import Experiment
 from raydistill.files import TEMPORARY
 from raydistill.teachers.cache.manifest import RECORDS, SHARDS, SUCCESS
 from raydistill.teachers.cache.read import TeacherCache
-from tests.conftest import TESTS, digits
+from tests.conftest import digits
+from tests.nodes import running_ray
 from tests.teachers.stored import store
 
 IMAGES, VIEWS, SHARD_ROWS, BATCH = 240, 1, 20, 10
@@ -80,38 +80,9 @@ class Builds:
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of builds on a Ray of two nodes with one CPU each, in processes of their own."""
-    # Sockets have short names; and nobody else on this machine may take this Ray for the one to join.
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
-        environment = os.environ | {
-            "FORWARDS": str(tmp_path / "forwards"),
-            "SECONDS_PER_FORWARD": "0.15",
-            "PYTHONPATH": str(TESTS.parent),
-            "RAY_TMPDIR": short,
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        with (tmp_path / "ray.log").open("w") as log:
-            ray = subprocess.Popen(
-                [sys.executable, "-c", NODES],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-            assert ray.stdin and ray.stdout
-            try:
-                line = next((line for line in ray.stdout if line.startswith("RAY ")), "")
-                assert line, (tmp_path / "ray.log").read_text()
-                yield environment | {"RAY_ADDRESS": line.split()[1]}
-            finally:
-                ray.stdin.close()
-                try:
-                    ray.wait(30)
-                except subprocess.TimeoutExpired:
-                    os.killpg(ray.pid, signal.SIGKILL)
-                    ray.wait()
+    more = {"FORWARDS": str(tmp_path / "forwards"), "SECONDS_PER_FORWARD": "0.15"}
+    with running_ray(NODES, tmp_path, **more) as (_, environment):
+        yield environment
 
 
 @pytest.fixture

@@ -7,13 +7,10 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,51 +19,27 @@ import pytest
 from raydistill.config import Experiment
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.shelf import Shelf
+from tests.commands import PATIENCE, Command
 from tests.conftest import digits, teaching
 from tests.methods.cases import SMALL
-from tests.nodes import Nodes, environment_of
+from tests.nodes import SOON_MISSED, Nodes, environment_of
 from tests.training.sessions import without_times
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 180.0
 EPOCHS, STEPS = 10, 20
 METHODS = {"kd": 2, "crd": 1, "cocord": 1, "protocpc": 1, "compress": 1}
 """Each with its number of workers."""
 
 
-@dataclass
-class Run:
+class Run(Command):
     """The command ``train`` of one experiment."""
 
-    experiment: Experiment
-    environment: dict[str, str]
-    folder: RunFolder = field(init=False)
-    process: subprocess.Popen[str] = field(init=False)
+    verb = "train"
 
-    def __post_init__(self) -> None:
-        self.folder = RunFolder(self.experiment.folder)
-
-    def start(self, *options: str) -> None:
-        config = self.folder.path.parent.parent / f"{self.experiment.name}.yaml"
-        config.write_text(self.experiment.to_yaml())
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "raydistill.cli", "train", str(config), *options],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def until(self, met: Callable[[], Any]) -> Any:
-        """Wait for something while the command runs."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := met()):
-            assert self.process.poll() is None, f"{self.experiment.name} ended: {self.process.communicate()}"
-            assert time.monotonic() < deadline, f"{self.experiment.name} hangs"
-            time.sleep(0.005)
-        return found
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.experiment.folder)
 
     def until_works(self, *, after: int, not_by: int | None) -> int:
         """Wait for a checkpoint after a step; return the process that wrote it, which is another than ``not_by``."""
@@ -171,7 +144,7 @@ def test_a_run_goes_on_with_fewer_workers_and_with_more(
 
 def test_ctrl_c_ends_cleanly_and_the_run_goes_on(tmp_path: Path, experiments: Callable[[str, str], Experiment]) -> None:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
-        run = Run(experiments("crd", "stopped"), environment_of(short))
+        run = Run(experiments("crd", "stopped"), environment_of(short) | SOON_MISSED)
         run.start()
         worker = run.until(lambda: run.step > 30 and run.worker())
         os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: to the command and all its children
@@ -196,7 +169,9 @@ def test_a_run_that_never_gets_on_ends(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
         for allowed, attempts, said in ((1, 2, "failed 2 times"), (100, 6, "5 times in a row the workers died")):
             scale = {"max_failures": allowed, "use_gpu": False}
-            run = Run(digits(tmp_path, name=f"lethal{allowed}", scale=scale, **sections), environment_of(short))
+            run = Run(
+                digits(tmp_path, name=f"lethal{allowed}", scale=scale, **sections), environment_of(short) | SOON_MISSED
+            )
             run.start()
             _, complained = run.process.communicate(timeout=PATIENCE)
             assert run.process.returncode == 1, complained

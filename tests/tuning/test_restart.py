@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
 from raydistill.config import Experiment
+from tests.commands import PATIENCE, Command
 from tests.conftest import digits
-from tests.nodes import Nodes, environment_of
+from tests.nodes import SOON_MISSED, Nodes, environment_of
 
 pytestmark = pytest.mark.slow
-
-PATIENCE = 180.0
 
 
 def sweep(folder: Path) -> Experiment:
@@ -46,32 +41,14 @@ def sweep(folder: Path) -> Experiment:
     )
 
 
-class Command:
-    """``raydistill tune`` of the sweep."""
+class Sweep(Command):
+    """``raydistill tune``."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.experiment, self.environment = sweep(folder), environment
-        self.run = self.experiment.folder
-        self.config = folder / "sweep.yaml"
-        self.config.write_text(self.experiment.to_yaml())
+    verb = "tune"
 
-    def start(self, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "raydistill.cli", "tune", str(self.config), *options],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def until(self, met: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + PATIENCE
-        while not (found := met()):
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        return found
+    @property
+    def run(self) -> Path:
+        return self.experiment.folder
 
     def finish(self) -> None:
         output = self.process.communicate(timeout=PATIENCE)
@@ -94,7 +71,7 @@ class Command:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, pd.DataFrame]]:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
-        command = Command(tmp_path_factory.mktemp("whole"), environment_of(short))
+        command = Sweep(sweep(tmp_path_factory.mktemp("whole")), environment_of(short) | SOON_MISSED)
         command.start()
         command.finish()
         yield command.found()
@@ -109,7 +86,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_decisions(
     tmp_path: Path, uninterrupted: dict[str, pd.DataFrame]
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
-        command = Command(tmp_path, environment_of(short))
+        command = Sweep(sweep(tmp_path), environment_of(short) | SOON_MISSED)
         command.start()
         for place in ("trials/0001/metrics.jsonl", "trials/0005/metrics.jsonl", "finalists"):
             command.until((command.run / place).exists)
@@ -123,7 +100,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_decisions(
 def test_a_sweep_outlives_a_trials_process_and_a_node(
     tmp_path: Path, nodes: Nodes, uninterrupted: dict[str, pd.DataFrame]
 ) -> None:
-    command = Command(tmp_path, nodes.environment)
+    command = Sweep(sweep(tmp_path), nodes.environment)
     command.start()
     os.kill(command.until(lambda: command.worker_of("0000")), signal.SIGKILL)
     nodes.kill(command.until(lambda: command.worker_of("0002") or command.worker_of("0003")))
