@@ -1,16 +1,23 @@
 """Ray Train's ``TorchTrainer`` without what costs a run seconds and gives it nothing.
 
-Its own configuration brings torch into the controller's process, for which every start waits, and opens a port even for
-a worker that is alone. And it starts an actor that removes the workers' resources should the controller be gone, of
-which it asks Ray's dashboard: without one that actor can do nothing, and its end is waited for ten seconds.
+Its controller has a process of its own, which is started and imports everything anew before the first worker is asked
+for; here it runs in the process that waits for it anyway, and lets go when that wants to leave. Its own configuration
+brings torch into the controller's process, and opens a port even for a worker that is alone. And it starts an actor
+that removes the workers' resources should the controller be gone, of which it asks Ray's dashboard: without one that
+actor can do nothing, and its end is waited for ten seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from raydistill.cluster import has_dashboard
@@ -39,8 +46,58 @@ class GroupConfig(BackendConfig):  # type: ignore[misc]  # Ray has no types
         return TorchConfig(backend=self.backend)
 
 
+class Group(WorkerGroup):  # type: ignore[misc]
+    """Workers of a controller that is no actor."""
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        started = [
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context,
+                distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor,
+                storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate,
+                controller_actor=None,  # asked only for checkpoints reported to Ray Train, and there are none
+                **{name: values[rank] for name, values in train_context_args.items()},
+            )
+            for rank, worker in enumerate(workers)
+        ]
+        ray.get(started)
+        self._decorate_worker_log_file_paths(workers)
+
+
+class Controller(TrainController):  # type: ignore[misc]
+    """Starts workers from the process that it is in, and ends them with ``KeyboardInterrupt`` once ``leave`` is set."""
+
+    worker_group_cls = Group
+
+    def __init__(self, leave: threading.Event, **options: Any) -> None:
+        """Take Ray's own ``options``."""
+        super().__init__(**options)
+        self._leave = leave
+
+    async def _run_control_loop_iteration(self) -> None:
+        if self._leave.is_set():
+            if workers := self.get_worker_group():
+                workers.abort()
+            raise KeyboardInterrupt
+        await super()._run_control_loop_iteration()
+
+
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Starts no actor that asks the dashboard where there is none."""
+    """Runs the controller here, and starts no actor that asks the dashboard where there is none."""
+
+    def __init__(self, *arguments: Any, leave: threading.Event, **options: Any) -> None:
+        """Take Ray's own ``arguments`` and ``options``; training ends soon after ``leave`` is set."""
+        super().__init__(*arguments, **options)
+        self._leave = leave
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        controller = Controller(self._leave, **options)
+        asyncio.run(controller.run())
+        return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()

@@ -26,6 +26,8 @@ STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "model.safetensors"
 RAY_STATE = "ray_train"
 POLL_S = 0.25
+LEAVING_S = 10.0
+"""An interrupt waits at most so long for the work to let go; workers that are being started are not left before."""
 READERS_SHARE = 0.25
 """Of Ray's CPUs that workers leave to tasks that read ahead, where there are such; at least one, if they have two."""
 FAILED_STARTS = 10
@@ -216,27 +218,43 @@ def _prepared_arrays(
     return arrays
 
 
-def watched(work: Callable[[], None], folder: RunFolder, watch: Watch) -> None:
-    """Run ``work`` in a thread, so that this one shows progress and gets the user's interrupt."""
+def watched(work: Callable[[threading.Event], None], folder: RunFolder, watch: Watch) -> None:
+    """Run ``work`` in a thread, so that this one shows progress and gets the user's interrupt.
+
+    ``work`` is given an event, and has to end soon once that is set.
+    """
+    leave = threading.Event()
     outcome: list[BaseException | None] = []
 
     def body() -> None:
         try:
-            work()
+            work(leave)
             outcome.append(None)
         except BaseException as error:
             outcome.append(error)
 
     thread = threading.Thread(target=body, daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        watch(folder)
+    try:
+        while thread.is_alive():
+            thread.join(POLL_S)
+            watch(folder)
+    except BaseException:
+        # A thread that asks Ray for something after its shutdown ends the process, with code 1 whatever it was to be.
+        leave.set()
+        thread.join(LEAVING_S)
+        raise
     if outcome[0] is not None:
         raise outcome[0]
 
 
-def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any], resources: Mapping[str, Any]) -> None:
+def _run_workers(
+    experiment: Experiment,
+    folder: RunFolder,
+    job: dict[str, Any],
+    resources: Mapping[str, Any],
+    leave: threading.Event,
+) -> None:
     """Run the TorchTrainer and raise what its workers left word of, or Ray's own error."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
@@ -256,6 +274,7 @@ def _run_workers(experiment: Experiment, folder: RunFolder, job: dict[str, Any],
                 max_failures=experiment.scale.max_failures, controller_failure_limit=FAILED_STARTS
             ),
         ),
+        leave=leave,
     )
     try:
         trainer.fit()

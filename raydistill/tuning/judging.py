@@ -8,11 +8,13 @@ their folders, in the same order, and so comes to the same decisions.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -66,6 +68,23 @@ class Jobs(Searcher):  # type: ignore[misc]  # Ray has no types
 
     def restore(self, checkpoint_path: str) -> None:
         """There is nothing to restore."""
+
+
+class Leaving(Callback):  # type: ignore[misc]
+    """Ends Ray Tune with ``KeyboardInterrupt`` once ``leave`` is set."""
+
+    def __init__(self, leave: threading.Event) -> None:
+        """Begin to look at it."""
+        self._leave = leave
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Ray Tune has come round again."""
+        if self._leave.is_set():
+            raise KeyboardInterrupt
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray stores its callbacks, and nobody reads them."""
+        return {}
 
 
 class Judge(TrialScheduler):  # type: ignore[misc]

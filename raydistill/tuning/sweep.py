@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from raydistill.config import Experiment, flatten, load_experiment
@@ -64,7 +66,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         write_state(folder.path, slots, agenda.total, budget.hours)
         with tracked(experiment, folder, kind="tune"):
             try:
-                watched(lambda: _run_trials(experiment, folder, arrays, agenda, slots), folder, watch)
+                watched(partial(_run_trials, experiment, arrays, agenda, slots), folder, watch)
             finally:
                 write_state(folder.path, slots, agenda.total, budget.hours)
             for trial in trials_of(folder.path):
@@ -143,16 +145,16 @@ def _gpus(experiment: Experiment) -> float:
 
 
 def _run_trials(
-    experiment: Experiment, folder: RunFolder, arrays: Mapping[str, Any], agenda: Agenda, slots: int
+    experiment: Experiment, arrays: Mapping[str, Any], agenda: Agenda, slots: int, leave: threading.Event
 ) -> None:
-    """Run Ray Tune to the end."""
+    """Run Ray Tune to the end, or until it is to ``leave``."""
     import ray
     from ray import tune as ray_tune
 
-    from raydistill.tuning.judging import Jobs, judge_for
+    from raydistill.tuning.judging import Jobs, Leaving, judge_for
 
     config = _tune(experiment)
-    root = folder.path.resolve()
+    root = experiment.folder.resolve()
     sweep = Sweep(
         experiment.to_dict(),
         str(root),
@@ -188,6 +190,7 @@ def _run_trials(
             storage_path=str(root / "logs"),
             name=STATE,
             verbose=0,
+            callbacks=[Leaving(leave)],
             failure_config=ray_tune.FailureConfig(max_failures=experiment.scale.max_failures),
         ),
     ).fit()
