@@ -19,7 +19,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 lint: setup
 	$(BIN)/ruff check .

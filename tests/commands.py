@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from raydistill.config import Experiment
 
-PATIENCE = 180.0
+PATIENCE = 300.0
 
 
 @dataclass

@@ -171,6 +171,7 @@ def test_full_disk_names_file_and_reason(tmp_path: Path, monkeypatch: pytest.Mon
     assert target.read_bytes() == b"old"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_full_disk_stops_the_build_and_it_resumes(tmp_path: Path, teacher_weights: Path, ray_session: None) -> None:
     disk = tmp_path / "cache"

@@ -28,7 +28,7 @@ from tests.teachers.stored import store
 IMAGES, VIEWS, SHARD_ROWS, BATCH = 240, 1, 20, 10
 ROWS = IMAGES * (VIEWS + 1)
 SHARD_COUNT = ROWS // SHARD_ROWS
-PATIENCE = 240.0
+PATIENCE = 300.0
 
 NODES = """
 import sys

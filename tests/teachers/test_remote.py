@@ -140,6 +140,7 @@ def answer(*arguments: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_build_resume_and_train(built: Built, root: str, ray_session: None, tmp_path: Path) -> None:
     experiment = built.experiment.override({"cache.root": root, "output": str(tmp_path), "train.epochs": 1})
     report = build_cache(experiment)

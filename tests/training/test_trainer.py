@@ -64,6 +64,23 @@ def test_a_finished_run_is_resumed_to_the_same_result(tmp_path: Path) -> None:
     assert train(experiment, resume=True) == first
 
 
+def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
+    """In a notebook the process and its Ray live on: no thread still trains, and the CPUs are free for what is next."""
+    experiment = digits(tmp_path, train={"epochs": 10_000, "batch_size": 48})
+    before = set(threading.enumerate())
+
+    def interrupt(folder: RunFolder) -> None:
+        if folder.history():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment, watch=interrupt)
+    assert set(threading.enumerate()) <= before
+    done = len(RunFolder(experiment.folder).history())
+    result = train(experiment.override({"train.epochs": done + 1}), resume=True)
+    assert result["epochs"] == done + 1
+
+
 def test_a_teacher_goes_where_the_experiment_looks_for_it(tmp_path: Path) -> None:
     weights = tmp_path / "runs" / "big" / "model.safetensors"
     experiment = digits(
