@@ -110,6 +110,7 @@ class Judge(TrialScheduler):  # type: ignore[misc]
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A trial takes its place among the turns; one that begins again has it."""
         if trial.config["number"] in self._trials:
+            _spare_second_failure(tune_controller, trial)
             return
         if trial.config["searching"]:
             self._inner.on_trial_add(tune_controller, trial)
@@ -229,6 +230,17 @@ def _carry_out(tune_controller: Any, trial: Trial, decision: str) -> None:
     elif decision == TrialScheduler.CONTINUE:
         # Ray has no public name for it; the wrapper that schedulers get would warn of any other.
         tune_controller._tune_controller._schedule_trial_train(trial)
+
+
+def _spare_second_failure(tune_controller: Any, trial: Trial) -> None:
+    """Let a trial begin again whose process died just as it was handed on to it.
+
+    Ray Tune fails such a trial twice, and the second time for good; unless it pauses by then, to go on as any other.
+    """
+    handed_on = tune_controller._tune_controller._resetting_trials  # Ray itself does not take it out of there
+    if trial in handed_on:
+        handed_on.remove(trial)
+        tune_controller._set_trial_status(trial, Trial.PAUSED)
 
 
 def judge_for(experiment: Experiment, epochs: int, agenda: Agenda, slots: int, root: Path) -> Judge:
