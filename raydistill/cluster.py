@@ -19,6 +19,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
@@ -73,10 +74,12 @@ def joins_another() -> bool:
 def has_dashboard() -> bool:
     """Whether the running Ray has one, which answers questions about actors too; unknown counts as yes."""
     try:
-        from ray._private.worker import get_dashboard_url
+        from ray._private.ray_constants import KV_NAMESPACE_DASHBOARD
+        from ray.experimental.internal_kv import _internal_kv_get
     except ImportError:
         return True
-    return bool(get_dashboard_url())
+    # What workers are told of it by other ways is where it would be.
+    return bool(_internal_kv_get("webui:url", namespace=KV_NAMESPACE_DASHBOARD) != b"")
 
 
 def _last_words(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from raydistill.errors import ConfigError, RunError
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
 from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
-from raydistill.tune_config import BudgetConfig, TuneConfig
+from raydistill.tune_config import TuneConfig
 from raydistill.tuning.agenda import Agenda
 from raydistill.tuning.budget import Budget
 from raydistill.tuning.space import check_space, covering, parse_space
@@ -38,7 +38,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         RunError: where no trial came to an end.
     """
     check_space(experiment)
-    _require_what_can_be_stopped(experiment)
+    _require_no_pauses_of_groups(experiment)
     check_trackers(experiment)
     earlier = earlier_trials(experiment)
     with claimed(experiment.folder, resume=resume) as folder:
@@ -100,14 +100,13 @@ def _require_the_same(experiment: Experiment, folder: RunFolder) -> None:
         )
 
 
-def _require_what_can_be_stopped(experiment: Experiment) -> None:
-    """Refuse to stop trials with workers of their own: Ray keeps the resources of workers that end with their trial."""
-    config = _tune(experiment)
-    may_stop = config.scheduler.name != "none" or config.budget != BudgetConfig()
-    if experiment.scale.workers > 1 and may_stop:
+def _require_no_pauses_of_groups(experiment: Experiment) -> None:
+    """Refuse to pause trials with workers of their own."""
+    scheduler = _tune(experiment).scheduler
+    if experiment.scale.workers > 1 and scheduler.pauses:
         raise ConfigError(
-            f"scale.workers = {experiment.scale.workers}: trials with several workers run to their end; set "
-            "tune.scheduler.name=none and leave out tune.budget, or let more trials of one worker run at a time"
+            f"scale.workers = {experiment.scale.workers}: {scheduler.name} pauses trials, and each would keep its "
+            "workers; set tune.scheduler.name=asha, or let more trials of one worker run at a time"
         )
 
 
@@ -184,7 +183,7 @@ def _run_trials(
             search_alg=Jobs(agenda, live, config),
             scheduler=judge_for(experiment, _longest(experiment), agenda, live, root),
             max_concurrent_trials=live,  # without it Tune starts one process after the other
-            reuse_actors=not grouped,
+            reuse_actors=True,
         ),
         run_config=ray_tune.RunConfig(
             storage_path=str(root / "logs"),

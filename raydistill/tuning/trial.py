@@ -222,6 +222,7 @@ def _train_in_group(chosen: Experiment, folder: TrialFolder, sweep: Sweep, repor
                 report(metrics, False)
                 told += 1
 
+    watch(folder)  # the verdict on what is known needs no workers
     Workers(chosen, folder, sweep.material[0], sweep.reads_ahead, final=False).train(watch)
     watch(folder)
     _complete(folder, sweep)

@@ -133,18 +133,25 @@ def test_more_samples_go_on_where_the_sweep_ended(tmp_path: Path) -> None:
     assert rows_of(run)[:2] == before
 
 
-def test_trials_with_workers_of_their_own_cannot_be_stopped(tmp_path: Path) -> None:
-    section = {"space": {"train.optimizer.lr": {"grid": [0.05]}}}
-    with pytest.raises(ConfigError, match=r"set tune\.scheduler\.name=none"):
+def test_trials_with_workers_of_their_own_cannot_pause(tmp_path: Path) -> None:
+    section = {"scheduler": {"name": "hyperband"}, "space": {"train.optimizer.lr": {"grid": [0.05]}}}
+    with pytest.raises(ConfigError, match=r"set tune\.scheduler\.name=asha"):
         tune(digits(tmp_path, scale={"workers": 2}, tune=section))
 
 
 @pytest.mark.slow
-def test_a_trial_may_have_several_workers(tmp_path: Path) -> None:
-    section = {"samples": 1, "scheduler": {"name": "none"}, "space": {"train.optimizer.lr": {"grid": [1e-6]}}}
-    result = tune(digits(tmp_path, scale={"workers": 2, "cpus_per_worker": 1}, tune=section))
+def test_a_trial_may_have_several_workers_and_be_stopped(tmp_path: Path) -> None:
+    """What a trial's workers took is there for those of the next one."""
+    section = {
+        "samples": 1,
+        "concurrent": 1,
+        "scheduler": {"reduction": 2},
+        "space": {"train.optimizer.lr": {"grid": [1e-6, 1e-5]}},
+    }
+    train = {"epochs": 2, "batch_size": 48}
+    result = tune(digits(tmp_path, scale={"workers": 2, "cpus_per_worker": 1}, train=train, tune=section))
     rows = rows_of(Path(result["run"]))
-    assert [row["status"] for row in rows] == ["completed", "completed"]
+    assert [row["status"] for row in rows] == ["completed", "stopped", "stopped"]
     assert result["best_trial"] == "0000"
     attempts = (Path(result["run"]) / "trials" / "0001" / "logs" / "attempts.jsonl").read_text().splitlines()
     assert [json.loads(line)["workers"] for line in attempts] == [2]
