@@ -64,8 +64,10 @@ def train(
         import ray
 
         run_folder.begin(experiment, resume=resume)
-        run_folder.list_skipped(arrays["train"]["skipped"])
+        skipped = arrays["train"]["skipped"]
+        run_folder.list_skipped(skipped)
         workers = Workers(experiment, run_folder, ray.put(arrays), arrays["reads_ahead"], weights, profile, marks)
+        del arrays  # of what Ray holds now, no second copy is kept
         with tracked(experiment, run_folder, kind=kind):
             try:
                 workers.train(watch)
@@ -73,8 +75,7 @@ def train(
                 if not run_folder.history() and not run_folder.pretraining():
                     shutil.rmtree(run_folder.path)
                 raise
-            skipped = len(arrays["train"]["skipped"])
-            result = {"kind": kind, "run": str(run_folder.path), **run_folder.result(), "skipped_images": skipped}
+            result = {"kind": kind, "run": str(run_folder.path), **run_folder.result(), "skipped_images": len(skipped)}
             if profile and (recorded := run_folder.path / "logs" / PROFILE).is_dir():
                 result["profile"] = str(recorded)
             run_folder.write_result(result)

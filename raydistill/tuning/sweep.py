@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from raydistill.config import Experiment, flatten, load_experiment
@@ -59,6 +60,9 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         folder.list_skipped(arrays["train"]["skipped"])
         before = read_state(folder.path)
         slots = before["slots"] if before else _slots(experiment, arrays)
+        train, sweep = from_arrays(arrays).train, _shared(experiment, arrays)
+        shape, num_classes = train.shape, train.num_classes
+        del arrays, train  # of what Ray holds now, no second copy is kept
         budget = Budget(
             _tune(experiment).budget, gpus_per_trial=_gpus(experiment), hours_before=before.get("hours", 0.0)
         )
@@ -66,13 +70,12 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         write_state(folder.path, slots, agenda.total, budget.hours)
         with tracked(experiment, folder, kind="tune"):
             try:
-                watched(partial(_run_trials, experiment, arrays, agenda, slots), folder, watch)
+                watched(partial(_run_trials, experiment, sweep, agenda, slots), folder, watch)
             finally:
                 write_state(folder.path, slots, agenda.total, budget.hours)
             for trial in trials_of(folder.path):
                 trial.forget_checkpoints()
-            train = from_arrays(arrays).train
-            result = {**conclude(experiment, folder, train.shape, train.num_classes), "epochs_spent": budget.epochs}
+            result = {**conclude(experiment, folder, shape, num_classes), "epochs_spent": budget.epochs}
             folder.write_result(result)
         watch(folder)
         folder.succeed()
@@ -143,26 +146,30 @@ def _gpus(experiment: Experiment) -> float:
     return float(scale.workers) if scale.use_gpu is True else 0.0
 
 
-def _run_trials(
-    experiment: Experiment, arrays: Mapping[str, Any], agenda: Agenda, slots: int, leave: threading.Event
-) -> None:
-    """Run Ray Tune to the end, or until it is to ``leave``."""
+def _shared(experiment: Experiment, arrays: Mapping[str, Any]) -> Sweep:
+    """Hand the arrays to Ray, and return what all trials have in common."""
     import ray
-    from ray import tune as ray_tune
-
-    from raydistill.tuning.judging import Jobs, Leaving, judge_for
 
     config = _tune(experiment)
-    root = experiment.folder.resolve()
-    sweep = Sweep(
+    return Sweep(
         experiment.to_dict(),
-        str(root),
+        str(experiment.folder.resolve()),
         [ray.put(arrays)],
         arrays["reads_ahead"],
         pauses=config.scheduler.pauses,
         generation=config.scheduler.generation,
         metric=config.metric,
     )
+
+
+def _run_trials(experiment: Experiment, sweep: Sweep, agenda: Agenda, slots: int, leave: threading.Event) -> None:
+    """Run Ray Tune to the end, or until it is to ``leave``."""
+    from ray import tune as ray_tune
+
+    from raydistill.tuning.judging import Jobs, Leaving, judge_for
+
+    config = _tune(experiment)
+    root = Path(sweep.root)
     grouped = experiment.scale.workers > 1
     # Where workers of its own compute, a trial takes next to nothing, but Ray Tune does not take nothing.
     resources = {"memory": 1} if grouped else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
