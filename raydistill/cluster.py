@@ -19,7 +19,6 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
@@ -79,7 +78,8 @@ def has_dashboard() -> bool:
     except ImportError:
         return True
     # What workers are told of it by other ways is where it would be.
-    return bool(_internal_kv_get("webui:url", namespace=KV_NAMESPACE_DASHBOARD) != b"")
+    url: bytes | None = _internal_kv_get("webui:url", namespace=KV_NAMESPACE_DASHBOARD)
+    return url != b""
 
 
 def _last_words(error: BaseException) -> str:

@@ -31,6 +31,7 @@ class Report(Protocol):
 ATTEMPTS = 2
 CHECKPOINT_MINUTES = 1.0
 """What a trial that dies loses at most."""
+LETTING_GO_S = 30
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,8 @@ def _train_here(job: Job, chosen: Experiment, folder: TrialFolder, sweep: Sweep,
 
 def _train_in_group(chosen: Experiment, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
     """Train with workers of Ray Train, and report what appears in the folder."""
+    # Of a trial that is stopped the workers end first; Ray Tune is to wait for that before the next one begins here.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(LETTING_GO_S)
     from raydistill.training.run_folder import RunFolder
     from raydistill.training.trainer import Workers
 

@@ -21,6 +21,7 @@ from raydistill.config import Experiment
 from raydistill.files import TEMPORARY
 from raydistill.teachers.cache.manifest import RECORDS, SHARDS, SUCCESS
 from raydistill.teachers.cache.read import TeacherCache
+from tests.commands import PATIENCE
 from tests.conftest import digits
 from tests.nodes import running_ray
 from tests.teachers.stored import store
@@ -28,7 +29,6 @@ from tests.teachers.stored import store
 IMAGES, VIEWS, SHARD_ROWS, BATCH = 240, 1, 20, 10
 ROWS = IMAGES * (VIEWS + 1)
 SHARD_COUNT = ROWS // SHARD_ROWS
-PATIENCE = 300.0
 
 NODES = """
 import sys

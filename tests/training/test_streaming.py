@@ -221,9 +221,10 @@ def test_an_image_that_goes_while_steps_are_read_ahead(
 
 
 @pytest.mark.slow
-def test_a_command_whose_images_go_says_so_in_a_line_and_can_be_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_command_whose_images_go_says_so_in_a_line_and_can_be_resumed(workers: int, tmp_path: Path) -> None:
     """Whichever of the workers has to read the image."""
-    experiment = colourful(tmp_path, write_folder(tmp_path / "images"), teacher=None, scale={"workers": 2})
+    experiment = colourful(tmp_path, write_folder(tmp_path / "images"), teacher=None, scale={"workers": workers})
     experiment = experiment.override({"train.batch_size": 12})
     (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
     command = [sys.executable, "-m", "raydistill.cli", "train", "experiment.yaml", "train.epochs=400"]
