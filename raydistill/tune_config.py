@@ -65,14 +65,18 @@ class TuneConfig(Section):
     The metric is taken on held-out training images. With ``repeats`` above 1 the ``finalists`` best configurations are
     trained anew with so many seeds each, and the mean decides. The test images are looked at for the winner alone.
 
-    ``warm_start`` names folders of earlier sweeps: what they found good is tried first, and ``tpe`` learns from all
-    they tried.
+    ``search`` draws at ``random``, or learns: ``tpe`` from what trials ended with, however early, ``bohb`` from what
+    they had after the most epochs that enough of them came to, with a third left to chance. BOHB is meant to go with
+    ``hyperband``; with ``asha`` nobody waits for a bracket.
+
+    ``warm_start`` names folders of earlier sweeps: what they found good is tried first, and ``tpe`` and ``bohb`` learn
+    from all they tried.
     """
 
     metric: str = "val/top1"
     mode: Literal["max", "min"] = "max"
     samples: Count = 16
-    search: Literal["random", "tpe"] = "random"
+    search: Literal["random", "tpe", "bohb"] = "random"
     scheduler: SchedulerConfig = SchedulerConfig()
     budget: BudgetConfig = BudgetConfig()
     warm_start: tuple[str, ...] = ()

@@ -73,6 +73,10 @@ class Agenda:
         self._live[job.number] = job
         return job
 
+    def report(self, number: int, epoch: int, metric: float) -> None:
+        """A trial was judged after so many epochs."""
+        self._suggestions.report(number, epoch, metric)
+
     def end(self, number: int, metric: float | None, *, whole: bool) -> None:
         """A job ended, ``whole`` if not before its last epoch; without a metric, it failed."""
         job = self._live.pop(number, None)

@@ -194,11 +194,14 @@ class Judge(TrialScheduler):  # type: ignore[misc]
     def _decide(self, tune_controller: Any, number: int) -> str:
         trial, result = self._trials[number], self._reports.pop(number)
         self._waiting_since = None
+        comparable = math.isfinite(result[self.metric])
         if trial.config["searching"]:
             self._agenda.budget.note(number, int(result[EPOCH]), float(result.get("seconds") or 0.0))
+            if comparable:
+                self._agenda.report(number, int(result[EPOCH]), float(result[self.metric]))
         if result["final"]:
             return str(TrialScheduler.STOP)
-        if not math.isfinite(result[self.metric]) or self._agenda.budget.is_spent:
+        if not comparable or self._agenda.budget.is_spent:
             decision = str(TrialScheduler.STOP)
         else:
             decision = str(self._inner.on_trial_result(tune_controller, trial, result))

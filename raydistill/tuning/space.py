@@ -98,9 +98,11 @@ def check_space(experiment: Experiment) -> None:
     problems = [line for entry in ranges for line in _problems(experiment, entry)]
     if experiment.tune.scheduler.name == "pbt" and not problems:
         problems = _problems_of_pbt(experiment, ranges)
-    if experiment.tune.search == "tpe":
+    if experiment.tune.search != "random":
         grids = [entry.key for entry in ranges if entry.kind == "grid"]
-        problems.extend(f"tune.space.{key}: a grid cannot be searched by tpe; use choice" for key in grids)
+        problems.extend(
+            f"tune.space.{key}: a grid cannot be searched by {experiment.tune.search}; use choice" for key in grids
+        )
     if problems:
         raise ConfigError("\n".join(problems))
     covering(experiment)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raydistill.config import Experiment
+from raydistill.tuning.samplers import sampler_for
 from raydistill.tuning.space import LISTS, LOGARITHMIC, WHOLE, Range, Values, draw, parse_space
 
 if TYPE_CHECKING:
@@ -24,10 +24,9 @@ class Earlier:
 
 
 class Suggestions:
-    """Values of trial 0, 1, ...: nothing changed; the best of earlier sweeps; then grid, random numbers or TPE.
+    """Values of trial 0, 1, ...: nothing changed; the best of earlier sweeps; then grid, random numbers, TPE or BOHB.
 
-    Optuna (Akiba et al. 2019, https://arxiv.org/abs/1907.10902) draws. Its TPE (Bergstra et al. 2011) learns from
-    ``tell``, so what it draws depends on the order of calls.
+    The latter two learn, so what they draw depends on the order of calls.
     """
 
     def __init__(self, experiment: Experiment, earlier: Sequence[Earlier] = ()) -> None:
@@ -35,7 +34,9 @@ class Suggestions:
         assert experiment.tune is not None
         self._experiment, self._config = experiment, experiment.tune
         self._ranges = parse_space(experiment)
-        self._study = self._begin_study()
+        self._sampler = sampler_for(
+            self._config.search, mode=self._config.mode, dimensions=len(self._ranges), seed=experiment.seed
+        )
         known = [old for old in earlier if self._fits(old.values)]
         self._learn(known)
         best_first = sorted(known, key=lambda old: old.metric, reverse=self._config.mode == "max")
@@ -58,30 +59,20 @@ class Suggestions:
             return {}
         if number <= len(self._fixed):
             return self._fixed[number - 1]
-        trial = self._asked[number] = self._study.ask()
+        trial = self._asked[number] = self._sampler.ask()
         combination = self._grid[number - 1 - len(self._fixed)]
         return draw(self._experiment, self._ranges, combination, lambda entry: suggested(trial, entry))
 
-    def tell(self, number: int, metric: float | None) -> None:
-        """Learn what a trial found; None where it failed."""
-        from optuna.trial import TrialState
+    def report(self, number: int, epoch: int, metric: float) -> None:
+        """Learn what a trial has come to by an epoch at which trials are judged."""
+        if number in self._asked:
+            self._sampler.report(self._asked[number], epoch, metric)
 
+    def tell(self, number: int, metric: float | None) -> None:
+        """Learn what a trial ended with; None where it failed."""
         trial = self._asked.pop(number, None)
         if trial is not None:
-            failed = metric is None or not math.isfinite(metric)
-            self._study.tell(trial, None if failed else metric, TrialState.FAIL if failed else TrialState.COMPLETE)
-
-    def _begin_study(self) -> optuna.Study:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        seed = self._experiment.seed
-        sampler: optuna.samplers.BaseSampler = (
-            optuna.samplers.TPESampler(seed=seed)
-            if self._config.search == "tpe"
-            else optuna.samplers.RandomSampler(seed=seed)
-        )
-        return optuna.create_study(sampler=sampler, direction="maximize" if self._config.mode == "max" else "minimize")
+            self._sampler.tell(trial, metric)
 
     def _combinations(self) -> Iterator[Values]:
         """Every combination of grid values, those that do not count left out, each once."""
@@ -100,17 +91,16 @@ class Suggestions:
         return counted == dict(values) and all(_inside(entry, values) for entry in self._ranges)
 
     def _learn(self, earlier: Sequence[Earlier]) -> None:
-        import optuna
+        from optuna.trial import create_trial
 
         for old in earlier:
             entries = [entry for entry in self._ranges if entry.key in old.values]
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    params={entry.key: _parameter(entry, old.values[entry.key]) for entry in entries},
-                    distributions={entry.key: distribution(entry) for entry in entries},
-                    value=old.metric,
-                )
+            found = create_trial(
+                params={entry.key: _parameter(entry, old.values[entry.key]) for entry in entries},
+                distributions={entry.key: distribution(entry) for entry in entries},
+                value=old.metric,
             )
+            self._sampler.learn(found, self._experiment.train.epochs)
 
 
 def suggested(trial: optuna.trial.Trial, entry: Range) -> Any:

@@ -32,13 +32,14 @@ def test_trial_0_is_the_experiment_as_it_stands() -> None:
     assert suggestions().ask(0) == {}
 
 
-@pytest.mark.parametrize("search", ["random", "tpe"])
+@pytest.mark.parametrize("search", ["random", "tpe", "bohb"])
 def test_values_follow_from_the_seed_and_what_was_found(search: str) -> None:
     def asked(seed: int, results: list[float]) -> list[dict[str, Any]]:
-        made = suggestions(search=search, seed=seed)
+        made = suggestions(search=search, seed=seed, samples=24)
         values = []
         for number in range(made.total):
             values.append(made.ask(number))
+            made.report(number, 1, results[number % len(results)])
             made.tell(number, results[number % len(results)])
         return values
 
@@ -95,6 +96,41 @@ def test_tpe_learns_from_earlier_sweeps() -> None:
     made = suggestions(space, good + bad, samples=20, search="tpe")
     drawn = [made.ask(number)["train.optimizer.lr"] for number in range(1, made.total)]
     assert sum(0.002 < rate < 0.05 for rate in drawn) > len(drawn) * 0.5  # chance alone gives 0.35
+
+
+def test_bohb_believes_long_trials_as_soon_as_there_are_enough() -> None:
+    """After one epoch small rates look best, after nine large ones do; each is found where it is all that is known."""
+    space = {"train.optimizer.lr": {"loguniform": [0.0001, 1.0]}}
+
+    def drawn(lengths: list[int]) -> list[float]:
+        made = suggestions(space, samples=120, search="bohb")
+        rates = []
+        for number in range(1, made.total):
+            rate = made.ask(number)["train.optimizer.lr"]
+            rates.append(rate)
+            for epochs in lengths if number % 4 == 0 else lengths[:1]:
+                made.report(number, epochs, -rate if epochs == 1 else rate)
+            made.tell(number, rate)
+        return rates[60:]
+
+    small, large = (sum(rate < 0.01 for rate in drawn(lengths)) / 60 for lengths in ([1], [1, 9]))
+    assert small > 0.7  # chance alone gives 0.5
+    assert large < 0.3
+
+
+def test_bohb_leaves_a_third_to_chance_and_begins_with_chance() -> None:
+    space = {"train.optimizer.lr": {"loguniform": [0.0001, 1.0]}}
+    by_chance = suggestions(space, samples=90, search="random")
+    made = suggestions(space, samples=90, search="bohb")
+    rates = [made.ask(number)["train.optimizer.lr"] for number in range(1, 5)]
+    assert rates == [by_chance.ask(number)["train.optimizer.lr"] for number in range(1, 5)]
+    for number in range(1, 5):
+        made.report(number, 9, -abs(rates[number - 1] - rates[0]))
+    later = [made.ask(number)["train.optimizer.lr"] for number in range(5, 91)]
+    chance = [by_chance.ask(number)["train.optimizer.lr"] for number in range(5, 91)]
+    again = [rate for rate in later if rate in chance]
+    assert again == chance[: len(again)]
+    assert 0.2 < len(again) / len(later) < 0.47
 
 
 def test_auto_stands_for_the_ranges_of_the_method() -> None:
