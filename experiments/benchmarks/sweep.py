@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="of memory (70000) and, held-out ones included, compute (2000)")
     parser.add_argument("--epochs", type=int, default=27, help="compute")
     parser.add_argument("--reduction", type=int, default=3, help="compute")
+    parser.add_argument("--grace", type=int, default=2, help="compute: epochs that ASHA lets every trial have")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="compute")
     parser.add_argument("--folder", type=Path, help="compute: where the sweeps are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -352,6 +353,7 @@ def compute(options: argparse.Namespace, folder: str) -> tuple[Any, dict[str, An
         "images": options.images or 2000,
         "epochs": options.epochs,
         "reduction": options.reduction,
+        "grace": options.grace,
     }
     forwards = stage("cache", **given)
     rows = []
@@ -434,7 +436,7 @@ def distilled(root: str, folder: str, images: int, epochs: int) -> dict[str, Any
     }
 
 
-def cached(root: str, folder: str, images: int, epochs: int, reduction: int) -> int:
+def cached(root: str, folder: str, images: int, epochs: int, **of_asha: int) -> int:
     """Train a teacher and build its cache; return how all images went through it for that, now or before."""
     from raydistill import build_cache, train_teacher
     from raydistill.config import parse_experiment
@@ -451,18 +453,19 @@ def cached(root: str, folder: str, images: int, epochs: int, reduction: int) -> 
 
 
 def swept(
-    *, root: str, folder: str, images: int, epochs: int, reduction: int, seed: int, scheduler: str
+    *, root: str, folder: str, images: int, epochs: int, reduction: int, grace: int, seed: int, scheduler: str
 ) -> dict[str, Any]:
     """Run a sweep, or what is left of it."""
     import raydistill
     from raydistill.config import parse_experiment
     from raydistill.training.run_folder import CONFIG
 
-    name = f"{scheduler}-{images}-{epochs}-{reduction}-{seed}"
+    kind = f"asha-{reduction}-{grace}" if scheduler == "asha" else "grid"
+    name = f"{kind}-{images}-{epochs}-{seed}"
     tune = {
         "samples": 1,
         "concurrent": SLOTS,
-        "scheduler": {"name": scheduler, "reduction": reduction},
+        "scheduler": {"name": scheduler, "reduction": reduction, "grace": grace},
         "space": {key: {"grid": values} for key, values in GRID.items()},
     }
     experiment = parse_experiment({"name": name, "seed": seed, "tune": tune, **distilled(root, folder, images, epochs)})

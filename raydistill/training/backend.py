@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from raydistill.cluster import has_dashboard
+from raydistill.training.early import EarlyWorkers
 
 
 @dataclass
@@ -47,7 +51,36 @@ class GroupConfig(BackendConfig):  # type: ignore[misc]  # Ray has no types
 
 
 class Group(WorkerGroup):  # type: ignore[misc]
-    """Workers of a controller that is no actor."""
+    """Workers of a controller that is no actor; the early ones, where there are such and they fit."""
+
+    def __init__(self, early: EarlyWorkers, *arguments: Any) -> None:
+        """Take Ray's own ``arguments``."""
+        super().__init__(*arguments)
+        self._early = early
+        self._taken: list[Any] = []
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
+        if self._early.fit(worker_group_context.num_workers, worker_group_context.resources_per_worker):
+            placement, self._taken = self._early.take()
+            return DefaultPlacementGroupHandle(placement)
+        self._early.release()  # before others ask for the same resources
+        return super()._create_placement_group(scaling_config, worker_group_context)
+
+    def _create_workers(
+        self, num_workers: int, placement_group: Any, resources_per_worker: dict[str, float], **options: Any
+    ) -> list[Any]:
+        if not self._taken:
+            return list(super()._create_workers(num_workers, placement_group, resources_per_worker, **options))
+        actors, self._taken = self._taken, []
+        try:
+            described = ray.get([actor.get_metadata.remote() for actor in actors])
+        except RayActorError as error:
+            raise WorkerGroupStartupFailedError(f"a worker died as it began: {error}") from error
+        workers = [
+            Worker(actor, metadata, resources_per_worker, placement_group_bundle_index=position)
+            for position, (actor, metadata) in enumerate(zip(actors, described, strict=True))
+        ]
+        return list(self._assign_worker_ranks(workers))
 
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
@@ -68,15 +101,27 @@ class Group(WorkerGroup):  # type: ignore[misc]
         self._decorate_worker_log_file_paths(workers)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Makes one group after the other, the first from early workers."""
+
+    early: EarlyWorkers
+
+    def create(self, train_run_context: Any, worker_group_context: Any, callbacks: list[Any]) -> Group:
+        """Return a group that has begun."""
+        group = Group(self.early, train_run_context, worker_group_context, callbacks)
+        group._start()
+        return group
+
+
 class Controller(TrainController):  # type: ignore[misc]
     """Starts workers from the process that it is in, and ends them with ``KeyboardInterrupt`` once ``leave`` is set."""
 
-    worker_group_cls = Group
-
-    def __init__(self, leave: threading.Event, **options: Any) -> None:
+    def __init__(self, leave: threading.Event, early: EarlyWorkers, **options: Any) -> None:
         """Take Ray's own ``options``."""
         super().__init__(**options)
         self._leave = leave
+        self.worker_group_cls = Groups(early)
 
     async def _run_control_loop_iteration(self) -> None:
         if self._leave.is_set():
@@ -89,13 +134,13 @@ class Controller(TrainController):  # type: ignore[misc]
 class Trainer(TorchTrainer):  # type: ignore[misc]
     """Runs the controller here, and starts no actor that asks the dashboard where there is none."""
 
-    def __init__(self, *arguments: Any, leave: threading.Event, **options: Any) -> None:
+    def __init__(self, *arguments: Any, leave: threading.Event, early: EarlyWorkers, **options: Any) -> None:
         """Take Ray's own ``arguments`` and ``options``; training ends soon after ``leave`` is set."""
         super().__init__(*arguments, **options)
-        self._leave = leave
+        self._leave, self._early = leave, early
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        controller = Controller(self._leave, **options)
+        controller = Controller(self._leave, self._early, **options)
         asyncio.run(controller.run())
         return controller.get_result()
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 from raydistill.cluster import ensure_ray, joins_another, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, InputError, RunError, named_error
+from raydistill.training.early import EarlyWorkers
 from raydistill.training.exhaustion import memory_advice
 from raydistill.training.run_folder import PROFILE, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
@@ -33,7 +34,7 @@ READERS_SHARE = 0.25
 FAILED_STARTS = 10
 """A run ends when its workers could not be started so often: each time Ray waits a minute for lost nodes to return."""
 RAY_HEAD_START_S = 1.5
-"""Importing torch holds the interpreter's lock, so Ray first gets the time to launch its processes."""
+"""Importing torch holds the interpreter's lock, so Ray first gets the time to launch its processes, or to be joined."""
 
 
 def train(
@@ -56,17 +57,18 @@ def train(
         RunError: where the run failed.
     """
     check_trackers(experiment)
-    with claimed(folder or experiment.folder, resume=resume) as run_folder:
+    with claimed(folder or experiment.folder, resume=resume) as run_folder, EarlyWorkers() as early:
         if resume and run_folder.succeeded:
             return run_folder.result()
         marks = {"called": time.time()}
-        arrays = prepare_while_ray_starts(experiment, marks)
+        arrays = prepare_while_ray_starts(experiment, marks, partial(_start_early, experiment, early))
         import ray
 
         run_folder.begin(experiment, resume=resume)
         skipped = arrays["train"]["skipped"]
         run_folder.list_skipped(skipped)
-        workers = Workers(experiment, run_folder, ray.put(arrays), arrays["reads_ahead"], weights, profile, marks)
+        material, reads_ahead = ray.put(arrays), arrays["reads_ahead"]
+        workers = Workers(experiment, run_folder, material, reads_ahead, weights, profile, marks, early=early)
         del arrays  # of what Ray holds now, no second copy is kept
         with tracked(experiment, run_folder, kind=kind):
             try:
@@ -99,6 +101,7 @@ class Workers:
     profile: bool = False
     marks: Mapping[str, float] = field(default_factory=dict)
     final: bool = True
+    early: EarlyWorkers = field(default_factory=EarlyWorkers)
 
     def train(self, watch: Watch) -> None:
         """Train to the end, from the newest checkpoint on if there is one.
@@ -120,7 +123,37 @@ class Workers:
             "readers": readers,
             "final": self.final,
         }
-        watched(partial(_run_workers, self.experiment, self.folder, job, resources), self.folder, watch)
+        watched(partial(self._run, job, resources), self.folder, watch)
+
+    def _run(self, job: dict[str, Any], resources: Mapping[str, Any], leave: threading.Event) -> None:
+        """Run the TorchTrainer and raise what its workers left word of, or Ray's own error."""
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+
+        from raydistill.training.backend import GroupConfig, Trainer
+        from raydistill.training.worker import train_in_worker
+
+        trainer = Trainer(
+            train_in_worker,
+            train_loop_config=job,
+            torch_config=cast(Any, GroupConfig()),
+            scaling_config=ScalingConfig(**resources),
+            run_config=RunConfig(
+                storage_path=str((self.folder.path / "logs").resolve()),
+                name=RAY_STATE,
+                logging_config=LoggingConfig(log_level="CRITICAL"),
+                failure_config=FailureConfig(
+                    max_failures=self.experiment.scale.max_failures, controller_failure_limit=FAILED_STARTS
+                ),
+            ),
+            leave=leave,
+            early=self.early,
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            _raise_failure(self.folder)
+            raise RunError(_account(self.experiment, self.folder, error)) from error
+        _raise_failure(self.folder)
 
 
 def train_teacher(
@@ -173,27 +206,41 @@ def _teacher_alone(experiment: Experiment, number: int, folder: Path) -> Experim
     )
 
 
-def prepare_while_ray_starts(experiment: Experiment, marks: dict[str, float]) -> dict[str, Any]:
+def prepare_while_ray_starts(
+    experiment: Experiment, marks: dict[str, float], once_started: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Load and check the material while Ray's processes come up; return it as arrays.
 
     Ray starts in this thread, because its processes die with the thread that started them.
     """
     started = threading.Event()
-    head_start = 0.0 if joins_another() else RAY_HEAD_START_S
+    head_start = None if joins_another() else RAY_HEAD_START_S
 
     def store_bytes() -> int:
         started.wait()
         return object_store_bytes()
 
+    def prepared() -> dict[str, Any]:
+        started.wait(head_start)
+        return _prepared_arrays(experiment, marks, store_bytes)
+
     with ThreadPoolExecutor(max_workers=1) as preparing:
-        arrays = preparing.submit(_prepared_arrays, experiment, marks, store_bytes, head_start)
+        arrays = preparing.submit(prepared)
         try:
             ensure_ray()
+            marks["ray_started"] = time.time()
+            once_started()
         finally:
             started.set()
-        marks["ray_started"] = time.time()
         _start_coordinator()
         return arrays.result()
+
+
+def _start_early(experiment: Experiment, early: EarlyWorkers) -> None:
+    """Ask for the workers that a run has which reads nothing ahead; others are made once that is known."""
+    resources, _ = _resources(experiment, reads_ahead=False)
+    if isinstance(resources["num_workers"], int):
+        early.start(resources["num_workers"], resources["resources_per_worker"])
 
 
 def _start_coordinator() -> None:
@@ -206,10 +253,7 @@ def _start_coordinator() -> None:
         get_or_create_autoscaling_coordinator()
 
 
-def _prepared_arrays(
-    experiment: Experiment, marks: dict[str, float], store_bytes: Callable[[], int], head_start: float
-) -> dict[str, Any]:
-    time.sleep(head_start)
+def _prepared_arrays(experiment: Experiment, marks: dict[str, float], store_bytes: Callable[[], int]) -> dict[str, Any]:
     from raydistill.training.material import prepare, to_arrays
 
     arrays = to_arrays(prepare(experiment, store_bytes))
@@ -247,42 +291,6 @@ def watched(work: Callable[[threading.Event], None], folder: RunFolder, watch: W
         raise
     if outcome[0] is not None:
         raise outcome[0]
-
-
-def _run_workers(
-    experiment: Experiment,
-    folder: RunFolder,
-    job: dict[str, Any],
-    resources: Mapping[str, Any],
-    leave: threading.Event,
-) -> None:
-    """Run the TorchTrainer and raise what its workers left word of, or Ray's own error."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-
-    from raydistill.training.backend import GroupConfig, Trainer
-    from raydistill.training.worker import train_in_worker
-
-    trainer = Trainer(
-        train_in_worker,
-        train_loop_config=job,
-        torch_config=cast(Any, GroupConfig()),
-        scaling_config=ScalingConfig(**resources),
-        run_config=RunConfig(
-            storage_path=str((folder.path / "logs").resolve()),
-            name=RAY_STATE,
-            logging_config=LoggingConfig(log_level="CRITICAL"),
-            failure_config=FailureConfig(
-                max_failures=experiment.scale.max_failures, controller_failure_limit=FAILED_STARTS
-            ),
-        ),
-        leave=leave,
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        _raise_failure(folder)
-        raise RunError(_account(experiment, folder, error)) from error
-    _raise_failure(folder)
 
 
 def _account(experiment: Experiment, folder: RunFolder, error: Exception) -> str:
