@@ -99,7 +99,8 @@ def _continue(session: Session, shelf: Shelf, folder: RunFolder) -> bool:
             chosen = _choose_and_continue(session, shelf, folder)
         except RunError as error:
             folder.write_failure("RunError", str(error))
-    chosen = broadcast_from_rank_zero(chosen)
+    if session.world_size > 1:  # it takes an actor of Ray Train's, which begins after the workers
+        chosen = broadcast_from_rank_zero(chosen)
     if chosen and session.rank != 0:
         restore(session, read_state(shelf.folder / chosen, session.device), shelf.folder / chosen)
     return chosen is not None
