@@ -16,7 +16,7 @@ from typing import Any, cast
 from raydistill.cluster import ensure_ray, joins_another, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, InputError, RunError, named_error
-from raydistill.training.early import EarlyWorkers
+from raydistill.training.early import EarlyWorkers, quick_imports
 from raydistill.training.exhaustion import memory_advice
 from raydistill.training.run_folder import PROFILE, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
@@ -254,10 +254,14 @@ def _start_coordinator() -> None:
 
 
 def _prepared_arrays(experiment: Experiment, marks: dict[str, float], store_bytes: Callable[[], int]) -> dict[str, Any]:
-    from raydistill.training.material import prepare, to_arrays
+    with quick_imports():
+        import torch  # noqa: F401
+
+        from raydistill.training.material import prepare, to_arrays
 
     arrays = to_arrays(prepare(experiment, store_bytes))
-    import ray.train.torch  # noqa: F401  takes seconds, as the start of Ray does
+    with quick_imports():
+        import ray.train.torch  # noqa: F401  takes seconds, as the start of Ray does
 
     marks["prepared"] = time.time()
     return arrays
