@@ -36,6 +36,7 @@ RAY_MAY_BE_IMPORTED_BY = {
     "teachers/cache/counting.py",
     "teachers/cache/planning.py",
     "training/backend.py",
+    "training/early.py",
     "training/streaming.py",
     "training/trainer.py",
     "training/worker.py",
