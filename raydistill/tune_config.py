@@ -66,8 +66,8 @@ class TuneConfig(Section):
     trained anew with so many seeds each, and the mean decides. The test images are looked at for the winner alone.
 
     ``search`` draws at ``random``, or learns: ``tpe`` from what trials ended with, however early, ``bohb`` from what
-    they had after the most epochs that enough of them came to, with a third left to chance. BOHB is meant to go with
-    ``hyperband``; with ``asha`` nobody waits for a bracket.
+    they had after the most epochs that enough of them came to, with a third left to chance. ``hyperband`` begins all
+    trials before one is judged, and so leaves nothing to learn from: BOHB goes with ``asha`` here.
 
     ``warm_start`` names folders of earlier sweeps: what they found good is tried first, and ``tpe`` and ``bohb`` learn
     from all they tried.
@@ -86,6 +86,15 @@ class TuneConfig(Section):
     cpus_per_trial: Positive = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
     space: Annotated[dict[str, dict[str, Any] | Literal["auto"]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _hyperband_begins_all_at_once(self) -> TuneConfig:
+        if self.scheduler.name == "hyperband" and self.search != "random":
+            raise ValueError(
+                f"search '{self.search}' learns from other trials, but hyperband begins all before one is judged; "
+                "use scheduler.name=asha, or search=random"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pbt_changes_values_itself(self) -> TuneConfig:

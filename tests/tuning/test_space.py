@@ -53,6 +53,13 @@ def test_a_grid_cannot_be_searched_by_tpe(tmp_path: Path) -> None:
     assert "use choice" in problem(tmp_path, {"methods.ce.weight": {"grid": [1.0]}}, search="tpe")
 
 
+@pytest.mark.parametrize("search", ["tpe", "bohb"])
+def test_a_search_that_learns_does_not_go_with_hyperband(tmp_path: Path, search: str) -> None:
+    space = {"methods.ce.weight": {"uniform": [0.5, 1.0]}}
+    with pytest.raises(ConfigError, match=f"search '{search}' learns .* use scheduler.name=asha"):
+        digits(tmp_path, tune={"space": space, "search": search, "scheduler": {"name": "hyperband"}})
+
+
 def test_every_kind_of_range_is_taken(tmp_path: Path) -> None:
     space = {
         "methods.ce.weight": {"uniform": [0.1, 1.0]},
