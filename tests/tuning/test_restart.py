@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import tempfile
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from tests.nodes import SOON_MISSED, Nodes, environment_of
 pytestmark = pytest.mark.slow
 
 
-def sweep(folder: Path, search: str) -> Experiment:
+def sweep(folder: Path) -> Experiment:
     return digits(
         folder,
         name="swept",
@@ -28,7 +28,7 @@ def sweep(folder: Path, search: str) -> Experiment:
         train={"epochs": 9, "batch_size": 32},
         tune={
             "samples": 10,
-            "search": search,
+            "search": "bohb",
             "repeats": 2,
             "finalists": 2,
             "concurrent": 2,
@@ -68,13 +68,13 @@ class Sweep(Command):
         return record.get("pid") if record["status"] == "running" else None
 
 
-@cache
-def uninterrupted(search: str) -> dict[str, pd.DataFrame]:
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, pd.DataFrame]]:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
-        command = Sweep(sweep(Path(short), search), environment_of(short) | SOON_MISSED)
+        command = Sweep(sweep(tmp_path_factory.mktemp("whole")), environment_of(short) | SOON_MISSED)
         command.start()
         command.finish()
-        return command.found()
+        yield command.found()
 
 
 def assert_same(found: dict[str, pd.DataFrame], wanted: dict[str, pd.DataFrame]) -> None:
@@ -82,10 +82,11 @@ def assert_same(found: dict[str, pd.DataFrame], wanted: dict[str, pd.DataFrame])
         pd.testing.assert_frame_equal(found[name], table, check_exact=True)
 
 
-@pytest.mark.parametrize("search", ["tpe", "bohb"])
-def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_decisions(tmp_path: Path, search: str) -> None:
+def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_decisions(
+    tmp_path: Path, uninterrupted: dict[str, pd.DataFrame]
+) -> None:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
-        command = Sweep(sweep(tmp_path, search), environment_of(short) | SOON_MISSED)
+        command = Sweep(sweep(tmp_path), environment_of(short) | SOON_MISSED)
         command.start()
         for place in ("trials/0001/metrics.jsonl", "trials/0005/metrics.jsonl", "finalists"):
             command.until((command.run / place).exists)
@@ -93,14 +94,16 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_decisions(tmp_path: 
             command.process.communicate()
             command.start("--resume")
         command.finish()
-        assert_same(command.found(), uninterrupted(search))
+        assert_same(command.found(), uninterrupted)
 
 
-def test_a_sweep_outlives_a_trials_process_and_a_node(tmp_path: Path, nodes: Nodes) -> None:
-    command = Sweep(sweep(tmp_path, "bohb"), nodes.environment)
+def test_a_sweep_outlives_a_trials_process_and_a_node(
+    tmp_path: Path, nodes: Nodes, uninterrupted: dict[str, pd.DataFrame]
+) -> None:
+    command = Sweep(sweep(tmp_path), nodes.environment)
     command.start()
     os.kill(command.until(lambda: command.worker_of("0000")), signal.SIGKILL)
     nodes.kill(command.until(lambda: command.worker_of("0002") or command.worker_of("0003")))
     nodes.add()
     command.finish()
-    assert_same(command.found(), uninterrupted("bohb"))
+    assert_same(command.found(), uninterrupted)
