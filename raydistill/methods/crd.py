@@ -106,7 +106,7 @@ def _nce_of_logarithms(log_scores: Tensor, log_normaliser: Tensor, bank_size: in
     """``crd_nce_loss`` of e^(log_scores - log_normaliser) [B, K + 1], which may be beyond any number.
 
     -log h and -log(1 - h) are softplus(-a) and softplus(a) of the log odds a, and softplus(-a) = softplus(a) - a: one
-    sum over all columns, of which the positive's is corrected, takes half the time of treating them apart.
+    sum over all columns, of which the positive's is corrected, takes fewer passes than treating them apart.
     """
     count = log_scores.shape[1] - 1
     noise = count / bank_size

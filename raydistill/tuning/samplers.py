@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -91,15 +90,14 @@ class Bohb:
         self._enough = dimensions + 3
         self._coin = np.random.default_rng(seed)
         self._chance = _study(optuna.samplers.RandomSampler(seed=seed), mode)
-        model = partial(
-            optuna.samplers.TPESampler,
-            multivariate=True,
-            n_startup_trials=0,
-            n_ei_candidates=CANDIDATES,
-            constant_liar=False,
-            seed=seed,
+        self._after: dict[int, Study] = defaultdict(
+            lambda: _study(
+                optuna.samplers.TPESampler(
+                    multivariate=True, n_startup_trials=0, n_ei_candidates=CANDIDATES, constant_liar=False, seed=seed
+                ),
+                mode,
+            )
         )
-        self._after: dict[int, Study] = defaultdict(lambda: _study(model(), mode))
         self._found: dict[int, int] = defaultdict(int)
 
     def ask(self) -> Trial:
