@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from raydistill.evaluation.neighbours import nearest
 from raydistill.lazy import Tensor, torch
 
-_BLOCK_ELEMENTS = 1 << 24
 _BLOCK_ROWS = 8192
 
 
@@ -26,12 +26,12 @@ def neighbour_overlap(left: Tensor, right: Tensor, *, k: int, queries: int = 204
     if not 1 <= k < len(left):
         raise ValueError(f"k must be from 1 to {len(left) - 1}, one less than the images, got {k}")
     chosen = torch.arange(0, len(left), -(-len(left) // queries), device=left.device)
-    sides = [torch.nn.functional.normalize(side.float(), dim=1) for side in (left, right)]
+    # Both banks have as many rows, so their blocks hold the same images.
+    sides = [nearest(side, side[chosen.to(side.device)], k, own=chosen) for side in (left, right)]
     common = 0
-    for block in torch.split(chosen, max(1, _BLOCK_ELEMENTS // len(left))):
-        one, other = (_nearest(side, block.to(side.device), k).to(left.device) for side in sides)
-        near = torch.zeros(len(block), len(left), dtype=torch.bool, device=left.device).scatter_(1, one, True)
-        common += int(near.gather(1, other).sum())
+    for (_, one), (_, other) in zip(*sides, strict=True):
+        near = torch.zeros(len(one), len(left), dtype=torch.bool, device=one.device).scatter_(1, one, True)
+        common += int(near.gather(1, other.to(one.device)).sum())
     return common / (k * len(chosen))
 
 
@@ -58,13 +58,6 @@ def linear_cka(left: Tensor, right: Tensor) -> float:
     if not min(own) > 0:
         raise ValueError("features that are the same for all images are like nothing")
     return across**2 / (own[0] * own[1])
-
-
-def _nearest(side: Tensor, block: Tensor, k: int) -> Tensor:
-    """Return the numbers [n, k] of the rows nearest to those of ``block`` [n]."""
-    similarity = side[block] @ side.T
-    similarity[torch.arange(len(block), device=side.device), block] = -2.0
-    return similarity.topk(k, dim=1).indices
 
 
 def _check(left: Tensor, right: Tensor) -> None:

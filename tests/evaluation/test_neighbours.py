@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raydistill.evaluation import neighbours
-from raydistill.evaluation.neighbours import knn_accuracy, nearest_neighbour_accuracy, weighted_knn
+from raydistill.evaluation.cost import peak_on_cpu
+from raydistill.evaluation.neighbours import knn_accuracy, nearest, nearest_neighbour_accuracy, weighted_knn
 from tests.golden import golden
 
 SIZES = [1, 5, 10, 20, 200]
@@ -68,6 +69,42 @@ def test_votes_ignore_scale_and_order(seed: int, train_size: int, k: int, scale:
     cosines = torch.nn.functional.cosine_similarity(test[:, None], train[None], dim=2)
     nearest = cosines.topk(min(k, train_size)).values
     torch.testing.assert_close(votes.sum(dim=1), (nearest / 0.07).exp().sum(dim=1))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 20), st.integers(1, 25), st.integers(1, 50), st.booleans())
+def test_nearest_are_those_of_a_sort(seed: int, images: int, k: int, block: int, without_own: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    bank = torch.randn(images, 3, generator=generator, dtype=torch.float64)
+    order = torch.randperm(images, generator=generator)[:7]
+    own = order if without_own else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "_BLOCK_ELEMENTS", block)
+        blocks = list(nearest(bank, bank[order], k, own=own))
+    similarity, index = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    cosines = torch.nn.functional.cosine_similarity(bank[order][:, None], bank[None], dim=2)
+    if without_own:
+        cosines[torch.arange(len(order)), order] = -2.0
+    expected = cosines.sort(dim=1, descending=True)
+    width = min(k, images - without_own)
+    assert index.tolist() == expected.indices[:, :width].tolist()
+    torch.testing.assert_close(similarity, expected.values[:, :width])
+
+
+def test_one_block_of_similarities_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 rows of 400 numbers, 32000 bytes; two blocks would be 64000. Features are a few copies of 3200 bytes."""
+    monkeypatch.setattr(neighbours, "_BLOCK_ELEMENTS", 20 * 400)
+    bank = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    assert 32_000 <= peak_on_cpu(lambda: [None for _ in nearest(bank, bank, 1)]) < 50_000
+
+
+def test_nobody_is_near_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="0 rows"):
+        nearest(torch.ones(1, 2), torch.ones(1, 2), 1, own=torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"own \[1\]"):
+        nearest(torch.ones(2, 2), torch.ones(1, 2), 1, own=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="k=0"):
+        nearest(torch.ones(2, 2), torch.ones(1, 2), 0)
 
 
 def test_tiny_temperature_keeps_the_nearest(knn: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = features(101, 6), features(101, 3, seed=1) + features(101, 6)[:, :3]
     whole = linear_cka(left, right), neighbour_overlap(left, right, k=7)
     monkeypatch.setattr("raydistill.evaluation.similarity._BLOCK_ROWS", 10)
-    monkeypatch.setattr("raydistill.evaluation.similarity._BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr("raydistill.evaluation.neighbours._BLOCK_ELEMENTS", 1000)
     assert (linear_cka(left, right), neighbour_overlap(left, right, k=7)) == pytest.approx(whole)
 
 
