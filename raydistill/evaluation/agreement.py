@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from raydistill.evaluation.classification import predictions
 from raydistill.evaluation.similarity import linear_cka, neighbour_overlap
 from raydistill.lazy import Tensor, torch
 from raydistill.measures import VALIDATION, neighbours_of
@@ -30,6 +31,28 @@ def agreement(student: Tensor, teacher: Tensor, measures: Iterable[str]) -> dict
         ValueError: where sizes do not fit, or a K is not from 1 to N - 1.
     """
     return {f"{VALIDATION}{measure}": _measured(student, teacher, neighbours_of(measure)) for measure in measures}
+
+
+def prediction_agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
+    """Return the percentage of images of which both networks' highest score is that of the same class.
+
+    An image on which either side has a NaN is one on which they do not agree.
+
+    Args:
+        student_logits: [N, C].
+        teacher_logits: [N, C], of the same images.
+
+    Raises:
+        ValueError: where sizes differ or there is no image.
+    """
+    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape or not len(student_logits):
+        shapes = f"{list(student_logits.shape)} and {list(teacher_logits.shape)}"
+        raise ValueError(f"logits [N, C] of both networks for the same images expected, got {shapes}")
+    sides = student_logits.cpu(), teacher_logits.cpu()
+    same = predictions(sides[0]) == predictions(sides[1])
+    for side in sides:
+        same &= ~side.isnan().any(dim=1)
+    return 100.0 * int(same.sum()) / len(same)
 
 
 def _measured(student: Tensor, teacher: Tensor, k: int | None) -> float:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydistill.errors import ConfigError
-from raydistill.evaluation.agreement import agreement
+from raydistill.evaluation.agreement import agreement, prediction_agreement
 from raydistill.evaluation.similarity import linear_cka
 from raydistill.measures import measure_behind, neighbours_of
 
@@ -66,7 +66,7 @@ def test_neighbours_by_definition(seed: int, images: int, data: st.DataObject) -
 def test_every_image_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = features(301, 6), features(301, 3, seed=1) + features(301, 6)[:, :3]
     whole = agreement(left, right, ["neighbours@7"])
-    monkeypatch.setattr("raydistill.evaluation.similarity._BLOCK_ELEMENTS", 3000)
+    monkeypatch.setattr("raydistill.evaluation.neighbours._BLOCK_ELEMENTS", 3000)
     assert agreement(left, right, ["neighbours@7"]) == pytest.approx(whole)
     disturbed = right.clone()
     disturbed[::2] = -disturbed[::2]
@@ -107,3 +107,12 @@ def test_metrics_and_the_measures_behind_them() -> None:
         measure_behind("val/neighbors@7")
     with pytest.raises(ConfigError, match="as in neighbours@10"):
         measure_behind("val/neighbours")
+
+
+def test_predictions_agree_by_hand_and_never_where_one_is_not_a_number() -> None:
+    student = torch.tensor([[3.0, 1.0, 0.0], [0.0, 5.0, 1.0], [1.0, 0.0, 2.0], [float("nan"), 1.0, 0.0]])
+    teacher = torch.tensor([[9.0, 1.0, 8.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.1], [float("nan"), 1.0, 0.0]])
+    assert prediction_agreement(student, teacher) == 50.0
+    assert prediction_agreement(student[:3], 7 * student[:3] + 2) == 100.0
+    with pytest.raises(ValueError, match="same images"):
+        prediction_agreement(student, teacher[:2])
