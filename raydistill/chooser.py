@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from raydistill.data.datasets import load_train, split_train
 from raydistill.errors import CacheError, ConfigError, DataError
-from raydistill.evaluation.clusters import cluster_accuracy, cluster_to_class
+from raydistill.evaluation.classification import top_k_accuracy
+from raydistill.evaluation.clusters import cluster_alignment
+from raydistill.evaluation.linear import logistic_regression
 from raydistill.evaluation.neighbours import knn_accuracy
 from raydistill.evaluation.similarity import linear_cka, neighbour_overlap
 from raydistill.teachers.cache.read import TeacherCache
@@ -20,9 +21,6 @@ from raydistill.teachers.cache.remote import Location
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
-
-_LINEAR_ITERATIONS = 300
-_CLUSTER_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -138,32 +136,8 @@ def _judge(
 ) -> Candidate:
     parts = fitted.features, fitted.labels, held_out.features, held_out.labels
     knn = knn_accuracy(*parts, k=experiment.evaluate.k, num_classes=num_classes)
-    linear = _linear(fitted, held_out)
-    clusters = _clusters(fitted, held_out, num_classes, experiment.seed)
+    linear = top_k_accuracy(logistic_regression(*parts[:3], num_classes=num_classes), held_out.labels, 1)
+    clusters = cluster_alignment(*parts, num_classes=num_classes, seed=experiment.seed)
     score = (knn + linear + clusters) / 3
     model, width = cache.manifest.content.teacher.model, fitted.features.shape[1]
     return Candidate(str(cache.path), model, width, knn, linear, clusters, score)
-
-
-def _linear(fitted: _Labelled, held_out: _Labelled) -> float:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_LINEAR_ITERATIONS))
-    with warnings.catch_warnings():
-        # Separable classes never converge; all candidates get the same number of iterations.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(fitted.features.numpy(), fitted.labels.numpy())
-    return 100.0 * float(model.score(held_out.features.numpy(), held_out.labels.numpy()))
-
-
-def _clusters(fitted: _Labelled, held_out: _Labelled, num_classes: int, seed: int) -> float:
-    from sklearn.cluster import KMeans
-
-    count = min(num_classes, len(fitted.labels))
-    kmeans = KMeans(count, n_init=_CLUSTER_STARTS, random_state=seed)
-    before, after = (torch.nn.functional.normalize(part.features, dim=1).numpy() for part in (fitted, held_out))
-    classes = cluster_to_class(torch.from_numpy(kmeans.fit_predict(before)), fitted.labels, num_classes=num_classes)
-    return cluster_accuracy(torch.from_numpy(kmeans.predict(after)), held_out.labels, classes)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydistill.evaluation.clusters import cluster_accuracy, cluster_to_class
+from raydistill.evaluation.clusters import cluster_accuracy, cluster_alignment, cluster_to_class
 from tests.golden import golden
 
 
@@ -58,6 +58,22 @@ def test_more_clusters_than_classes() -> None:
 def test_an_unknown_cluster_is_wrong() -> None:
     mapping = torch.tensor([1, 0])
     assert cluster_accuracy(torch.tensor([0, 7, -1, 1]), torch.tensor([1, 0, 0, 0]), mapping) == 50.0
+
+
+def test_alignment_of_clusters_that_are_the_classes_is_whole_and_of_length_knows_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    lengths = 10 ** torch.rand(60, 1, generator=generator)
+    features = lengths * (torch.eye(3)[labels] + 0.05 * torch.randn(60, 3, generator=generator))
+    parts = features[:40], labels[:40], features[40:], labels[40:]
+    assert cluster_alignment(*parts, num_classes=3, seed=0) == 100.0
+    wrong = torch.where(torch.arange(20) < 5, (labels[40:] + 1) % 3, labels[40:])
+    assert cluster_alignment(*parts[:3], wrong, num_classes=3, seed=0) == 75.0
+
+
+def test_alignment_with_fewer_samples_than_classes() -> None:
+    features, labels = torch.eye(4)[:2], torch.tensor([3, 1])
+    assert cluster_alignment(features, labels, features, labels, num_classes=4, seed=0) == 100.0
 
 
 @pytest.mark.parametrize(("clusters", "labels"), [([], []), ([0], [0, 1]), ([-1], [0]), ([0], [2])])
