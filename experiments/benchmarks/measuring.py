@@ -6,13 +6,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its own start
 
-import numpy as np
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+
+from raydistill.evaluation.cost import peak_on_cpu
 
 MIB = 2**20
 Result = tuple[Tensor, ...]
@@ -89,12 +88,7 @@ def fastest(runs: list[Callable[[], object]], repeats: int) -> list[float]:
 
 def peak(run: Callable[[], object]) -> float:
     """Most MiB of tensors that a call allocates and holds at once, what operations need inside included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    recorded: Any = profiler.profiler
-    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
-    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return float(held.max(initial=0)) / MIB
+    return peak_on_cpu(run) / MIB
 
 
 def _relative(ours: Tensor, plain: Tensor) -> float:

@@ -1,14 +1,17 @@
-"""What a network costs: parameters, multiply-adds, time per batch."""
+"""What a network costs: parameters, bytes, multiply-adds, time and memory of a batch."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from raydistill.models.taps import blank_images, evaluating
 
@@ -18,6 +21,14 @@ _WARM_UP = 5
 def parameter_count(model: nn.Module) -> int:
     """Return the number of trainable and frozen parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of parameters and buffers in a file of the weights, whose header (names, shapes) comes on top.
+
+    Only what the state dict holds; a tensor under two names is there twice, as ``save_weights`` writes it.
+    """
+    return sum(value.nbytes for value in model.state_dict().values())
 
 
 def mult_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -68,6 +79,42 @@ def latency(
             if index >= _WARM_UP:
                 times.append(1000.0 * (time.perf_counter() - start))
     return {"p50_ms": _percentile(times, 0.5), "p95_ms": _percentile(times, 0.95)}
+
+
+def peak_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int) -> int:
+    """Return the most bytes that one forward pass holds at once where the model is, besides weights and images.
+
+    The pass is in evaluation mode, without gradients, and after one that does not count. On an accelerator these are
+    bytes of its caching allocator, which rounds each tensor up; on the CPU those of PyTorch's, without what a library
+    below takes for itself.
+
+    Args:
+        model: its mode is restored.
+        image_shape: (C, H, W).
+        batch_size: images of the pass.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    images = blank_images(model, image_shape, batch_size)
+    with evaluating(model), torch.no_grad():
+        model(images)
+        if images.device.type == "cpu":
+            return peak_on_cpu(lambda: model(images))
+        _wait_for(images.device)
+        torch.accelerator.reset_peak_memory_stats(images.device)
+        before = torch.accelerator.memory_allocated(images.device)
+        model(images)
+        return torch.accelerator.max_memory_allocated(images.device) - before
+
+
+def peak_on_cpu(call: Callable[[], object]) -> int:
+    """Return the most bytes of tensors on the CPU that a call allocates and holds at once, by PyTorch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    recorded: Any = profiler.profiler
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes), default=0)
 
 
 def _mult_adds_of(module: nn.Module, output: Any) -> int:
