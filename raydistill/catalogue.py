@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import get_args
 
 
 def methods() -> dict[str, str]:
@@ -29,9 +28,9 @@ def datasets() -> dict[str, str]:
 
 def protocols() -> dict[str, str]:
     """What ``raydistill eval`` can measure."""
-    from raydistill.config import Protocol
+    from raydistill.protocol_names import PROTOCOLS
 
-    return dict.fromkeys(get_args(Protocol), "")
+    return dict(PROTOCOLS)
 
 
 KINDS: Mapping[str, Callable[[], dict[str, str]]] = {

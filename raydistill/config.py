@@ -24,6 +24,7 @@ from pydantic import (
 from raydistill.config_errors import explain
 from raydistill.data.config import DataConfig
 from raydistill.errors import ConfigError
+from raydistill.evaluate_config import EvaluateConfig
 from raydistill.measures import VALIDATION, measure_behind, neighbours_of
 from raydistill.methods.base import Method, Needs, needs_of_stages_too, union_of_needs
 from raydistill.methods.registry import method_class
@@ -31,7 +32,6 @@ from raydistill.models.zoo import FUNCTION, check_name, split_tap
 from raydistill.section import Count, Fraction, Positive, Section
 from raydistill.tune_config import TuneConfig
 
-Protocol = Literal["top1", "top5", "knn", "nn1", "cost"]
 ModelName = Annotated[str, Field(description="a name of `raydistill list models`")]
 
 
@@ -298,14 +298,6 @@ class ScaleConfig(Section):
         if self.least_workers > self.workers:
             raise ValueError(f"min_workers = {self.min_workers}: is more than workers = {self.workers}")
         return self
-
-
-class EvaluateConfig(Section):
-    """What ``raydistill eval`` measures."""
-
-    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)] = ("top1", "top5", "knn", "nn1", "cost")
-    k: Count = 20
-    batch_size: Count = 256
 
 
 class WandbConfig(Section):

@@ -20,7 +20,7 @@ ROOMS = {
     "data": LEAVES | {"data"},
 }
 BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster", "section"}
-BELOW_TEACHERS |= {"tune_config"}
+BELOW_TEACHERS |= {"tune_config", "evaluate_config", "protocol_names"}
 ROOMS |= {
     "teachers": BELOW_TEACHERS | {"teachers"},
     "evaluation": BELOW_TEACHERS | {"evaluation"},

@@ -1,162 +1,230 @@
-"""The report card of a run: how good the student and its teacher are, and what they cost."""
+"""The report card of a run: how good the student and its teacher are, how alike, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
 
 from raydistill.config import Experiment, NetworkConfig, TeacherConfig, load_experiment
-from raydistill.data.config import DataConfig
-from raydistill.data.datasets import load_test, load_train, split_train
 from raydistill.data.folder import has_test_images
-from raydistill.data.resident import ResidentSet
-from raydistill.errors import ConfigError, DataError
-from raydistill.evaluation.classification import top_k_accuracy
-from raydistill.evaluation.cost import latency, mult_adds, parameter_count
-from raydistill.evaluation.features import extract
-from raydistill.evaluation.neighbours import knn_accuracy, nearest_neighbour_accuracy
+from raydistill.errors import ConfigError, DataError, RunError, did_you_mean
+from raydistill.evaluation.card_files import CARD, CORRELATION, PANELS, PREDICTIONS
+from raydistill.evaluation.correlation import correlation_discrepancy
+from raydistill.evaluation.images import Images, own_images, transfer_images
+from raydistill.evaluation.panels import panels_of
+from raydistill.evaluation.protocols import PROTOCOLS, Values
+from raydistill.evaluation.subject import TEST, Subject
+from raydistill.files import write_atomically, writing
 from raydistill.models.loading import build_described
+from raydistill.protocol_names import ALL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STUDENT, TEACHER = "student", "teacher"
+_LOGITS = f"{TEST}/logits"
+_OVERRIDABLE = ("evaluate.", "data.root=", "data.download=", "teacher.weights=", "scale.use_gpu=")
 
 
-@dataclass
-class Subject:
-    """A network and what is measured on it; features and logits are computed once, by the first who asks."""
+@dataclass(frozen=True)
+class Card:
+    """What was measured.
 
-    network: Any
-    bank: ResidentSet
-    test: ResidentSet
-    experiment: Experiment
-    trained_classifier: bool
-    found: dict[str, Tensor]
+    Attributes:
+        values: ``student``, ``teacher`` (``teacher 2`` and so on of several) and, of networks trained together with the
+            student, ``peer1`` and so on -> name -> percent, counts, bytes or milliseconds. Names on another data set
+            begin with its label and a slash.
+        subjects: the networks with their outputs on the run's own images.
+    """
 
-    def output(self, part: str, name: str) -> Tensor:
-        """Return ``name`` on ``part`` (``bank`` or ``test``)."""
-        key = f"{part}/{name}"
-        if key not in self.found:
-            batch_size = self.experiment.evaluate.batch_size
-            self.found[key] = extract(self.network, getattr(self, part), name, batch_size=batch_size)
-        return self.found[key]
+    values: dict[str, dict[str, float]]
+    subjects: Mapping[str, Subject] = field(repr=False)
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame | None:
+        """What each classifier says of each test image: ``id``, ``label`` and, for each network, class and confidence.
+
+        None where no classifier was looked at.
+        """
+        import pandas as pd
+
+        judged = {
+            role: subject for role, subject in self.subjects.items() if subject.classifies and subject.seen(_LOGITS)
+        }
+        if not judged:
+            return None
+        test = self.subjects[STUDENT].test
+        columns = {"id": test.ids.cpu().numpy(), "label": self.subjects[STUDENT].labels(TEST).cpu().numpy()}
+        for role, subject in judged.items():
+            confidence, predicted = subject.output(TEST, "logits").float().softmax(dim=1).max(dim=1)
+            columns[role] = predicted.cpu().numpy()
+            columns[f"{role} confidence"] = confidence.cpu().numpy()
+        return pd.DataFrame(columns)
+
+    @cached_property
+    def correlation(self) -> pd.DataFrame | None:
+        """|corr(student) - corr(teacher)| of the logits [C, C]; None where they were not compared."""
+        import pandas as pd
+
+        if "correlation_discrepancy" not in self.values[STUDENT]:
+            return None
+        student, teacher = (self.subjects[role].output(TEST, "logits") for role in (STUDENT, TEACHER))
+        return pd.DataFrame(correlation_discrepancy(student, teacher)[1].abs().numpy())
 
 
 def evaluate_run(
-    path: str | Path, protocols: Iterable[str] = (), *, teachers: bool = True
+    path: str | Path, protocols: Iterable[str] = (), *, teachers: bool = True, overrides: Sequence[str] = ()
 ) -> dict[str, dict[str, float]]:
+    """Measure a run as ``examine_run`` does and return the card's values."""
+    return examine_run(path, protocols, teachers=teachers, overrides=overrides).values
+
+
+def examine_run(
+    path: str | Path, protocols: Iterable[str] = (), *, teachers: bool = True, overrides: Sequence[str] = ()
+) -> Card:
     """Measure a run's student, and its teacher where weights and test images of it are at hand, on the test images.
 
-    Without ``teachers`` only networks that were trained are measured.
+    Each network sees each image once, whatever is measured, but for the maps of ``linear_stages``.
 
-    Returns:
-        ``student``, ``teacher`` and, of networks trained together with the student, ``peer1`` and so on, each with
-        accuracies in percent, counts and milliseconds.
+    Args:
+        path: the run's folder.
+        protocols: names of ``raydistill list protocols``, ``all`` for each of them; else the experiment's own.
+        teachers: False measures only networks that were trained.
+        overrides: ``key=value`` for the section ``evaluate``, and for where data and weights lie by now.
 
     Raises:
         DataError: where the folder holds no finished run, or the data cannot be read.
-        ConfigError: for an unknown protocol.
+        ConfigError: for an unknown protocol or another key.
+        RunError: where a network's outputs cannot be measured, as they are not finite.
     """
     path = Path(path)
-    weights = next(
-        (path / name for name in ("student.safetensors", "model.safetensors") if (path / name).is_file()),
-        None,
-    )
+    weights = _weights(path)
+    experiment = load_experiment(path / "config.yaml", _checked(overrides))
+    chosen = _chosen(protocols or experiment.evaluate.protocols)
+    device = _device(experiment)
+    subjects = _subjects(experiment, weights, device, teachers)
+    values = {role: _measured(path, role, subject, chosen) for role, subject in subjects.items()}
+    for label, data in experiment.evaluate.transfer.items():
+        like = subjects[STUDENT].test
+        images = transfer_images(data, like, device)
+        for role, subject in subjects.items():
+            if subject.test.shape == like.shape:  # a teacher of another modality has no use for them
+                found = _measured(path, role, _moved(subject, images), _of_features(chosen))
+                values[role] |= {f"{label}/{name}": value for name, value in found.items()}
+    return Card(values, subjects)
+
+
+def write_card(path: str | Path, card: Card) -> None:
+    """Write ``card.json`` into a run's folder, and beside it what a report shows of single images and classes.
+
+    These are the predictions and the map of correlations, if there are any, and the ids of images to be shown.
+
+    Raises:
+        RunError: where a file cannot be written.
+    """
+    path = Path(path)
+    if card.predictions is not None:
+        with writing(path / PREDICTIONS) as file:
+            card.predictions.to_parquet(file, index=False)
+    if card.correlation is not None:
+        with writing(path / CORRELATION) as file:
+            card.correlation.to_csv(file, index=False)
+    write_atomically(path / PANELS, panels_of(card.subjects).model_dump_json() + "\n")
+    write_atomically(path / CARD, json.dumps(card.values, indent=2) + "\n")
+
+
+def _weights(path: Path) -> Path:
+    files = (path / name for name in ("student.safetensors", "model.safetensors"))
+    weights = next((file for file in files if file.is_file()), None)
     if weights is None or not (path / "_SUCCESS").is_file():
         raise DataError(f"{path}: no finished run (it has no _SUCCESS or no weights); see its logs, or train --resume")
-    experiment = load_experiment(path / "config.yaml")
-    chosen = _protocols(protocols or experiment.evaluate.protocols)
-    images = teacher_images = _images(experiment.data, path)
-    trains_classifier = experiment.needs.trains_classifier
-    networks: dict[str, tuple[NetworkConfig, Path, bool]] = {
-        "student": (experiment.student, weights, trains_classifier)
-    }
-    of_teachers = teachers and has_test_images(experiment.data.of_teacher)
-    for number, teacher in enumerate(experiment.teachers if of_teachers else ()):
-        if teacher.weights and Path(teacher.weights).is_file():
-            role = f"teacher {number + 1}" if number else "teacher"
-            # The head of a public checkpoint need not tell these classes apart.
-            networks[role] = (teacher, Path(teacher.weights), teacher.layout in (None, "crd"))
-    if len(networks) > 1 and experiment.data.modalities is not None:
-        teacher_images = _images(experiment.data.of_teacher, path)
-    for number, peer in enumerate(experiment.peers, start=1):
-        networks[f"peer{number}"] = (peer, path / f"peer{number}.safetensors", trains_classifier)
-    card: dict[str, dict[str, float]] = {}
-    for role, (config, file, classifies) in networks.items():
-        bank, test = teacher_images if role.startswith("teacher") else images
-        described = config.model_copy(update={"weights": str(file)})
-        layout = config.layout if isinstance(config, TeacherConfig) else None
-        network = build_described(described, bank.num_classes, bank.shape[0], layout=layout)
-        subject = Subject(network.eval(), bank, test, experiment, classifies, {})
-        card[role] = {name: value for protocol in chosen for name, value in protocol(subject).items()}
-    return card
+    return weights
 
 
-def _images(data: DataConfig, path: Path) -> tuple[ResidentSet, ResidentSet]:
-    """Return training images without the validation ones, and test images, as a section's student sees them."""
-    bank = ResidentSet(split_train(load_train(data), data).train, "cpu")
-    test = ResidentSet(load_test(data), "cpu")
-    if test.labels is None or bank.labels is None:
-        raise DataError(f"{path}: data set '{data.name}' has no labels to evaluate with")
-    return bank, test
+def _checked(overrides: Sequence[str]) -> Sequence[str]:
+    for override in overrides:
+        if not override.startswith(_OVERRIDABLE):
+            known = ", ".join(key.rstrip("=") for key in _OVERRIDABLE)
+            raise ConfigError(f"{override}: a finished run is measured as it is; eval takes {known} alone")
+    return overrides
 
 
-def _protocols(names: Iterable[str]) -> list[Callable[[Subject], dict[str, float]]]:
-    from raydistill.errors import did_you_mean
-
+def _chosen(names: Iterable[str]) -> list[str]:
+    names = list(names)
     for name in names:
-        if name not in PROTOCOLS:
-            known = ", ".join(PROTOCOLS)
+        if name not in (*PROTOCOLS, ALL):
+            known = ", ".join((*PROTOCOLS, ALL))
             raise ConfigError(f"--protocol {name}: unknown{did_you_mean(name, PROTOCOLS)} (known: {known})")
-    return [PROTOCOLS[name] for name in names]
+    return list(PROTOCOLS) if ALL in names else list(dict.fromkeys(names))
 
 
-def _classification(k: int) -> Callable[[Subject], dict[str, float]]:
-    def measure(subject: Subject) -> dict[str, float]:
-        if not subject.trained_classifier:
-            return {}
-        assert subject.test.labels is not None
-        return {f"top{k}": top_k_accuracy(subject.output("test", "logits"), subject.test.labels, k)}
-
-    return measure
+def _device(experiment: Experiment) -> torch.device:
+    wanted = torch.cuda.is_available() if experiment.scale.use_gpu == "auto" else experiment.scale.use_gpu
+    return torch.device("cuda" if wanted else "cpu")
 
 
-def _embeddings(subject: Subject) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    assert subject.bank.labels is not None and subject.test.labels is not None
-    embedding = "embedding"
-    return (
-        subject.output("bank", embedding),
-        subject.bank.labels,
-        subject.output("test", embedding),
-        subject.test.labels,
-    )
+def _subjects(experiment: Experiment, weights: Path, device: torch.device, teachers: bool) -> dict[str, Subject]:
+    own = own_images(experiment.data, device)
+    trains_classifier = experiment.needs.trains_classifier
+    networks = _teachers(experiment) if teachers and has_test_images(experiment.data.of_teacher) else {}
+    of_teacher = own_images(experiment.data.of_teacher, device) if networks and experiment.data.modalities else own
+    subjects = {
+        # The head of a public checkpoint need not tell these classes apart.
+        role: _subject(experiment, config, of_teacher, device, classifies=config.layout in (None, "crd"))
+        for role, config in networks.items()
+    }
+    student = experiment.student.model_copy(update={"weights": str(weights)})
+    trained = {STUDENT: student}
+    for number, peer in enumerate(experiment.peers, start=1):
+        trained[f"peer{number}"] = peer.model_copy(
+            update={"weights": str(weights.parent / f"peer{number}.safetensors")}
+        )
+    for role, config in trained.items():
+        subjects[role] = _subject(experiment, config, own, device, classifies=trains_classifier)
+        subjects[role].teacher = subjects.get(TEACHER)
+    return dict(sorted(subjects.items(), key=lambda item: item[0] != STUDENT))
 
 
-def _knn(subject: Subject) -> dict[str, float]:
-    k, num_classes = subject.experiment.evaluate.k, subject.bank.num_classes
-    return {"knn": knn_accuracy(*_embeddings(subject), k=k, num_classes=num_classes)}
-
-
-def _nn1(subject: Subject) -> dict[str, float]:
-    return {"nn1": nearest_neighbour_accuracy(*_embeddings(subject))}
-
-
-def _cost(subject: Subject) -> dict[str, float]:
-    shape = subject.test.shape
-    times = latency(subject.network, shape)
+def _teachers(experiment: Experiment) -> dict[str, TeacherConfig]:
     return {
-        "parameters": parameter_count(subject.network),
-        "mult_adds": mult_adds(subject.network, shape),
-        "latency_p50_ms": times["p50_ms"],
-        "latency_p95_ms": times["p95_ms"],
+        f"{TEACHER} {number}" if number > 1 else TEACHER: teacher
+        for number, teacher in enumerate(experiment.teachers, start=1)
+        if teacher.weights and Path(teacher.weights).is_file()
     }
 
 
-PROTOCOLS: dict[str, Callable[[Subject], dict[str, float]]] = {
-    "top1": _classification(1),
-    "top5": _classification(5),
-    "knn": _knn,
-    "nn1": _nn1,
-    "cost": _cost,
-}
-"""What ``raydistill eval`` can measure."""
+def _subject(
+    experiment: Experiment, config: NetworkConfig, images: Images, device: torch.device, *, classifies: bool
+) -> Subject:
+    layout = config.layout if isinstance(config, TeacherConfig) else None
+    network = build_described(config, images.bank.num_classes, images.bank.shape[0], layout=layout)
+    network = network.to(device).eval()
+    return Subject(network, images.bank, images.test, classifies, experiment.evaluate, experiment.seed)
+
+
+def _moved(subject: Subject, images: Images) -> Subject:
+    """Return the network before other images, which its classifier knows nothing of."""
+    return Subject(subject.network, images.bank, images.test, False, subject.settings, subject.seed)
+
+
+def _of_features(chosen: Iterable[str]) -> list[str]:
+    return [name for name in chosen if PROTOCOLS[name].features]
+
+
+def _measured(path: Path, role: str, subject: Subject, chosen: Iterable[str]) -> Values:
+    applicable = [name for name in chosen if PROTOCOLS[name].applies(subject)]
+    for seeing in filter(None, (subject, subject.teacher)):
+        seeing.see({output for name in applicable for output in PROTOCOLS[name].needs})
+    values: Values = {}
+    for name in applicable:
+        try:
+            values |= PROTOCOLS[name].measure(subject)
+        except ValueError as error:
+            raise RunError(f"{path}: {role}: {name} cannot be measured: {error}") from None
+    return values

@@ -37,16 +37,26 @@ def cluster_alignment(
     Raises:
         ValueError: where sizes or numbers do not make sense.
     """
+    before, after = k_means(train_features, test_features, clusters=num_classes, seed=seed)
+    classes = cluster_to_class(before, train_labels, num_classes=num_classes)
+    return cluster_accuracy(after, test_labels.cpu(), classes)
+
+
+def k_means(train_features: Tensor, test_features: Tensor, *, clusters: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Cluster L2-normalised training features [M, D], and put test features [N, D] into the nearest cluster.
+
+    Returns:
+        Clusters of both, int64 [M] and [N] on the CPU, below ``clusters`` or the number of training samples.
+    """
     # scikit-learn is slow to import.
     from sklearn.cluster import KMeans
 
-    kmeans = KMeans(min(num_classes, len(train_features)), n_init=_STARTS, random_state=seed)
+    kmeans = KMeans(min(clusters, len(train_features)), n_init=_STARTS, random_state=seed)
     before, after = (
         torch.nn.functional.normalize(side.float(), dim=1).cpu().numpy() for side in (train_features, test_features)
     )
-    found = torch.from_numpy(kmeans.fit_predict(before))
-    classes = cluster_to_class(found, train_labels, num_classes=num_classes)
-    return cluster_accuracy(torch.from_numpy(kmeans.predict(after)), test_labels.cpu(), classes)
+    found = kmeans.fit_predict(before), kmeans.predict(after)
+    return torch.from_numpy(found[0]).long(), torch.from_numpy(found[1]).long()
 
 
 def cluster_to_class(clusters: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,15 +17,15 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def extract(
+def extract_all(
     network: nn.Module,
     data: ResidentSet,
-    output: str,
+    outputs: Collection[str],
     positions: Tensor | None = None,
     *,
     batch_size: int = 256,
-) -> Tensor:
-    """Return ``output`` [N, ...] of the network in evaluation mode on the evaluation views.
+) -> dict[str, Tensor]:
+    """Return the named outputs, each [N, ...], of the network in evaluation mode on the evaluation views, in one pass.
 
     Images that are not decoded yet are so by threads while the network sees those before.
 
@@ -36,9 +38,22 @@ def extract(
     training = network.training
     network.eval()
     try:
-        return torch.cat([_output(network, data, output, images) for images in pixels])
+        seen = [_outputs(network, data, outputs, images) for images in pixels]
     finally:
         network.train(training)
+    return {name: torch.cat([batch[name] for batch in seen]) for name in outputs}
+
+
+def extract(
+    network: nn.Module,
+    data: ResidentSet,
+    output: str,
+    positions: Tensor | None = None,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return a single output as ``extract_all`` does."""
+    return extract_all(network, data, (output,), positions, batch_size=batch_size)[output]
 
 
 def spread(images: int, most: int) -> Tensor:
@@ -47,7 +62,19 @@ def spread(images: int, most: int) -> Tensor:
     return torch.arange(count) * images // count
 
 
-def _output(network: nn.Module, data: ResidentSet, output: str, pixels: Tensor) -> Tensor:
+def pooled(maps: Tensor, most: int = 9216) -> Tensor:
+    """Average maps [B, C, H, W] to the largest squares that leave no more than ``most`` numbers, as [B, numbers].
+
+    Linear classifiers on different stages have about as many weights then: Goyal et al. 2019,
+    https://arxiv.org/abs/1905.01235, whom CompRes follows for its Table 5.
+    """
+    channels, height, width = maps.shape[1:]
+    side = max(1, min(height, width, math.isqrt(most // channels)))
+    return torch.nn.functional.adaptive_avg_pool2d(maps, side).flatten(1)
+
+
+def _outputs(network: nn.Module, data: ResidentSet, outputs: Collection[str], pixels: Tensor) -> dict[str, Tensor]:
     images = normalise(pixels, data.mean, data.std).to(memory_format=torch.channels_last)
-    found: Tensor = network(images, outputs=(output,))[output]
-    return found.clone()  # a network whose kernels are replayed overwrites it with the next batch's
+    found: dict[str, Tensor] = network(images, outputs=tuple(outputs))
+    # A network whose kernels are replayed overwrites an output with the next batch's.
+    return {name: pooled(found[name]) if found[name].ndim == 4 else found[name].clone() for name in outputs}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from raydistill.errors import ConfigError, DataError
-from raydistill.evaluation.card import evaluate_run
+from raydistill.evaluation.card import evaluate_run, examine_run, write_card
+from raydistill.reporting.runs import load_run
 from raydistill.training.trainer import train
 from tests.conftest import digits, teaching
 
@@ -26,12 +29,56 @@ def test_student_and_teacher_are_measured(run: Path) -> None:
     for values in card.values():
         assert set(values) == {
             *("top1", "top5", "knn", "nn1"),
-            *("parameters", "mult_adds", "latency_p50_ms", "latency_p95_ms"),
+            *("parameters", "mult_adds", "weight_bytes"),
+            *("latency_p50_ms", "latency_p95_ms", "latency_batch64_p50_ms", "latency_batch64_p95_ms"),
+            *("peak_memory_bytes", "peak_memory_batch64_bytes"),
         }
         assert 0.0 <= values["top1"] <= values["top5"] <= 100.0
         assert 0.0 < values["latency_p50_ms"] <= values["latency_p95_ms"]
     assert card["teacher"]["parameters"] > card["student"]["parameters"]
     assert card["teacher"]["mult_adds"] > card["student"]["mult_adds"]
+
+
+def test_what_is_said_of_single_images_is_kept(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    card = examine_run(copy, ["all"])
+    write_card(copy, card)
+    assert json.loads((copy / "card.json").read_text()) == card.values
+    said = pd.read_parquet(copy / "predictions.parquet")
+    assert list(said) == ["id", "label", "student", "student confidence", "teacher", "teacher confidence"]
+    for role in ("student", "teacher"):
+        assert 100.0 * (said[role] == said["label"]).mean() == pytest.approx(card.values[role]["top1"])
+        assert said[f"{role} confidence"].between(0.1, 1.0).all()
+    assert 100.0 * (said["student"] == said["teacher"]).mean() == pytest.approx(card.values["student"]["agreement"])
+    record = load_run(copy)
+    assert record.correlation.to_numpy().mean() == pytest.approx(card.values["student"]["correlation_discrepancy"])
+    assert record.rightness is not None
+    assert 100.0 * record.rightness.mean() == pytest.approx(card.values["student"]["top1"])
+    assert len(record.panels.neighbours) == 8
+    assert len(record.panels.clusters) == 6
+    assert "cka" not in card.values["teacher"]
+
+
+def test_features_are_judged_on_other_images(run: Path) -> None:
+    other = (
+        "evaluate.transfer.other={name: synthetic, synthetic_size: 200, synthetic_classes: 4, synthetic_channels: 1}"
+    )
+    card = evaluate_run(run, ["top1", "nn1", "linear", "cost"], overrides=[other])
+    for values in card.values():
+        found = {name for name in values if name.startswith("other/")}
+        assert found == {"other/nn1", "other/linear"}
+        assert all(25.0 <= values[name] <= 100.0 for name in found)
+    with pytest.raises(DataError, match="images of 3 channels, the networks were trained on 1"):
+        evaluate_run(run, ["nn1"], overrides=["evaluate.transfer.other={name: synthetic, synthetic_size: 200}"])
+
+
+def test_a_finished_run_is_measured_as_it_is(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student\.model=resnet20: a finished run is measured as it is"):
+        evaluate_run(run, overrides=["student.model=resnet20"])
+    assert evaluate_run(run, ["knn"], overrides=["evaluate.k=1"])["student"]["knn"] == pytest.approx(
+        evaluate_run(run, ["nn1"])["student"]["nn1"]
+    )
 
 
 def test_the_card_agrees_with_the_runs_own_result(run: Path) -> None:
