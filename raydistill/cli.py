@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of th
 @app.callback()
 def _main() -> None:
     """Turn a large vision model into a small one: teacher once, students trained and tuned from its cache, on Ray."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, else tells of each start
 
 
 @app.command()
@@ -116,24 +118,46 @@ def tune(config: Config, overrides: Overrides = None, as_json: Json = False, res
 
 @app.command(name="eval")
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    protocol: Annotated[list[str] | None, typer.Option(help="Measure this only; may be repeated.")] = None,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN... [key.path=value]...", help="Run folders, and values of evaluate.*.")
+    ],
+    protocol: Annotated[list[str] | None, typer.Option(help="Measure this only, or all; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure students and their teachers on the test images; writes card.json into each run."""
-    from raydistill.evaluation.card import evaluate_run
-    from raydistill.files import write_atomically
-
-    cards = {}
-    for run in runs:
+    overrides = [text for text in runs if "=" in text and not Path(text).exists()]
+    folders = [Path(text) for text in runs if text not in overrides]
+    if not folders:
+        raise ConfigError("name the folder of a run to measure")
+    for run in folders:
         if (run / "manifest.json").is_file():
             raise ConfigError(
                 f"{run}: a teacher cache, not a run; rank teachers by `raydistill cache rank CONFIG {run}`"
             )
-        cards[str(run)] = evaluate_run(run, protocol or ())
-        write_atomically(run / "card.json", json.dumps(cards[str(run)], indent=2) + "\n")
-        _print_card(str(run), cards[str(run)])
-    _finish({"card": cards[str(runs[0])] if len(runs) == 1 else cards}, as_json, quiet=True)
+    from raydistill.evaluation.card import examine_run, write_card
+
+    cards = {}
+    for run in folders:
+        card = examine_run(run, protocol or (), overrides=overrides)
+        write_card(run, card)
+        cards[str(run)] = card.values
+        _print_card(str(run), card.values)
+    _finish({"card": cards[str(folders[0])] if len(folders) == 1 else cards}, as_json, quiet=True)
+
+
+@app.command()
+def judge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished students.")],
+    seeds: Annotated[int, typer.Option(help="How many runs there shall be of each, from the run's own seed on.")] = 3,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The report to write.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Say whether students are better than themselves trained alone; trains what is missing for that."""
+    from raydistill.judge import judge_runs
+
+    found = judge_runs(runs, seeds=seeds, output=output)
+    print("\n".join(found["verdict"]))
+    _finish(found, as_json, quiet=True)
 
 
 @app.command()

@@ -15,11 +15,15 @@ from jinja2 import Environment, StrictUndefined
 
 from raydistill.errors import DataError
 from raydistill.files import make_folders, write_atomically
+from raydistill.methods.describe import describe
+from raydistill.methods.registry import METHODS
+from raydistill.reporting.image_section import changed_images, neighbours_and_clusters
+from raydistill.reporting.reading import section
 from raydistill.reporting.runs import RunRecord, load_runs
 from raydistill.reporting.summary import sentences
 from raydistill.reporting.sweep_section import sweep_section
 from raydistill.reporting.sweeps import Sweep
-from raydistill.reporting.tables import cell, comparison, display, flatten, group_label
+from raydistill.reporting.tables import cell, changes, comparison, display, flatten, group_label
 
 CARD_COLUMNS = {
     "top1": "Top-1 (%)",
@@ -83,6 +87,16 @@ def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
         "validation_plot": plots.validation_curves(validated) if validated else "",
         "losses": [(label, plots.loss_curves(label, runs)) for label, runs in losing.items()],
         "sweeps": [_sweep_section(name, run.sweep) for name, run in named if run.sweep],
+        "correlations": [
+            plots.correlation_map(name, record.correlation) for name, record in named if len(record.correlation)
+        ],
+        "changed": [changed_images(change) for change in changes(records)],
+        "seen": [
+            neighbours_and_clusters(name, record)
+            for name, record in named
+            if record.panels.neighbours or record.panels.clusters
+        ],
+        "methods": [describe(name) for name in _methods(records)],
         "cost": _table(_cost(named)),
         "cards": _table(_cards(named)),
         "runs": [_run_section(name, run) for name, run in named],
@@ -97,6 +111,13 @@ def _unique_names(records: Sequence[RunRecord]) -> list[str]:
         name if names.count(name) == 1 else f"{name} ({record.path})"
         for name, record in zip(names, records, strict=True)
     ]
+
+
+def _methods(records: Sequence[RunRecord]) -> list[str]:
+    """Return the names of all methods that the runs were trained with, once each."""
+    sections = (section(record.config, "methods") for record in records if record.kind == "train")
+    named = (str(section(methods, label).get("name", label)) for methods in sections for label in methods)
+    return [name for name in dict.fromkeys(named) if name in METHODS]
 
 
 def _grouped(records: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:

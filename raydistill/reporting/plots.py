@@ -68,6 +68,19 @@ def comparison_plot(frame: pd.DataFrame) -> str:
         return svg_of(figure, "test accuracy of " + ", ".join(frame["label"]))
 
 
+def correlation_map(name: str, differences: pd.DataFrame) -> str:
+    """Draw |corr(student) - corr(teacher)| of the logits, class by class, as CRD's Figure 2 does."""
+    with mpl.rc_context(STYLE):
+        figure, axes = figure_of(4.2, 3.6)
+        shown = axes.imshow(differences.to_numpy(), cmap="viridis", vmin=0.0, interpolation="nearest")
+        axes.grid(visible=False)
+        axes.set_xlabel("class")
+        axes.set_ylabel("class")
+        figure.colorbar(shown, ax=axes, label="difference of correlations")
+        axes.set_title(plain(name, 44))
+        return svg_of(figure, f"difference between the correlations of student's and teacher's logits, {name}")
+
+
 def _line(axes: Axes, history: Sequence[Metrics], name: str, number: int, label: str | None) -> None:
     epochs, values = points(history, name)
     if epochs:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from raydistill.errors import DataError
+from raydistill.evaluation.card_files import CARD, CORRELATION, PANELS
+from raydistill.evaluation.panels import Panels
+from raydistill.reporting.predictions import rightness
 from raydistill.reporting.reading import Metrics, json_lines, json_object, mapping, read, section, yaml_object
 from raydistill.reporting.sweeps import Sweep, read_sweep
 
@@ -29,6 +35,9 @@ class RunRecord:
     metrics: tuple[Metrics, ...] = ()
     card: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sweep: Sweep | None = None
+    rightness: pd.Series | None = field(default=None, repr=False)
+    correlation: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    panels: Panels = field(default_factory=Panels, repr=False)
 
     @property
     def epochs(self) -> int:
@@ -64,8 +73,11 @@ def load_run(path: str | Path) -> RunRecord:
         environment=read(path / "environment.json", json_object, otherwise={}),
         result=result,
         metrics=read(path / "metrics.jsonl", json_lines, otherwise=()),
-        card=read(path / "card.json", _card, otherwise={}),
+        card=read(path / CARD, _card, otherwise={}),
         sweep=read_sweep(path, config, result) if kind == "tune" else None,
+        rightness=rightness(path),
+        correlation=read(path / CORRELATION, _map, otherwise=pd.DataFrame()),
+        panels=read(path / PANELS, Panels.model_validate_json, otherwise=Panels()),
     )
 
 
@@ -91,6 +103,13 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
 
 def _card(text: str) -> dict[str, dict[str, Any]]:
     return {role: mapping(values) for role, values in json_object(text).items()}
+
+
+def _map(text: str) -> pd.DataFrame:
+    frame = pd.read_csv(io.StringIO(text)).astype(float)
+    if len(frame) != len(frame.columns):
+        raise ValueError(f"as many rows as columns were expected, not {len(frame)} and {len(frame.columns)}")
+    return frame
 
 
 def _number(value: object) -> float | None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from raydistill.reporting.runs import RunRecord
 from raydistill.reporting.sweep_words import counts, values_text
-from raydistill.reporting.tables import BETTER, WORSE
+from raydistill.reporting.tables import BETTER, WORSE, cell
 
 _Row = Mapping[str, Any]
 
@@ -57,9 +57,14 @@ def _judgement(row: _Row, teachers: Sequence[_Row]) -> list[str]:
         return ["There is no student alone on the same data for as many epochs to compare it with."]
     direction = "above" if difference >= 0 else "below"
     distance = f"That is {abs(difference):.2f} points {direction} the student alone"
+    if row["interval"]:
+        distance += f" (95 % interval over test images {cell(row['interval'])})"
     if math.isnan(spread):
         reason = "a spread takes at least two seeds on both sides, so no difference is shown"
         return [f"{distance}; {reason}."]
+    if row["verdict"] not in (BETTER, WORSE) and abs(difference) > spread:
+        reason = f"more than the standard deviation of {spread:.2f}, but the interval holds 0"
+        return [f"{distance}, {reason}: no difference is shown."]
     if row["verdict"] not in (BETTER, WORSE):
         return [f"{distance}, within the standard deviation of {spread:.2f}: no difference is shown."]
     said = [f"{distance}, more than the standard deviation of {spread:.2f}: it is {row['verdict']}."]

@@ -7,11 +7,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from raydistill.config import flatten
+from raydistill.reporting.predictions import gained, interval, mean_rightness
 from raydistill.reporting.runs import RunRecord, load_run, load_runs
 
 __all__ = [
@@ -41,6 +43,7 @@ COLUMNS = {
     "mean": "Top-1 (%)",
     "std": "Std",
     "difference": "Difference",
+    "interval": "95 % interval",
     "difference_std": "Std of difference",
     "verdict": "Verdict",
 }
@@ -56,6 +59,12 @@ class _Group:
     methods: tuple[str, ...]
     conditions: tuple[str, int]
     values: tuple[float, ...]
+    records: tuple[RunRecord, ...] = ()
+
+    @cached_property
+    def rightness(self) -> pd.Series | None:
+        """Share of the runs that classify each test image rightly, where all have said so of the same images."""
+        return mean_rightness([record.rightness for record in self.records])
 
     @property
     def mean(self) -> float:
@@ -75,7 +84,9 @@ def comparison(records: Iterable[RunRecord], baseline: Sequence[str] = STUDENT_A
     group differ in more than the seed, they become different groups, told apart by their folders. Several
     runs of one seed count as one, by their mean. A difference is taken against the student alone on the same
     data for the same number of epochs. It is called better or worse where it exceeds its standard deviation
-    sqrt(std^2 + std_alone^2), that of the difference between one run of each, which takes two seeds each.
+    sqrt(std^2 + std_alone^2), that of the difference between one run of each, which takes two seeds each, and where,
+    if ``raydistill eval`` has left what all of them say of the test images, the 95 % interval of a paired bootstrap
+    over these leaves 0 out.
 
     Args:
         records: runs of any kind; sweeps do not take part, for their metric is not a test accuracy.
@@ -83,7 +94,8 @@ def comparison(records: Iterable[RunRecord], baseline: Sequence[str] = STUDENT_A
 
     Returns:
         One row for each teacher, each student alone and each distilled student, best first. Columns: role,
-        label, student, methods, n, mean, std (ddof 1), difference, difference_std, verdict, values.
+        label, student, methods, n, mean, std (ddof 1), difference, interval (low, high), difference_std, verdict,
+        values.
     """
     records = list(records)
     measured = [record for record in records if record.kind == "train" and record.top1 is not None]
@@ -97,6 +109,33 @@ def comparison(records: Iterable[RunRecord], baseline: Sequence[str] = STUDENT_A
         for group in sorted(distilled, key=lambda group: -group.mean)
     ]
     return pd.DataFrame(rows, columns=["role", "label", "student", "methods", *list(COLUMNS)[2:], "values"])
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a distilled student gains and loses against the student alone, image by image.
+
+    ``gain`` is id -> share of seeds that are right with the teacher less the share that are so without, -1 to 1.
+    """
+
+    label: str
+    against: str
+    record: RunRecord
+    gain: pd.Series
+
+
+def changes(records: Iterable[RunRecord], baseline: Sequence[str] = STUDENT_ALONE) -> list[Change]:
+    """Return the gain of each distilled student whose predictions, and those of the student alone, are known."""
+    measured = [record for record in records if record.kind == "train" and record.top1 is not None]
+    groups = _groups(measured, tuple(baseline))
+    alone = [group for group in groups if group.methods == tuple(baseline)]
+    found = []
+    for group in groups:
+        against = _counterpart(group, alone) if group not in alone else None
+        gain = gained(group.rightness, against.rightness) if against is not None else None
+        if against is not None and gain is not None:
+            found.append(Change(group.label, against.label, group.records[0], gain))
+    return found
 
 
 def group_label(record: RunRecord) -> str:
@@ -127,6 +166,7 @@ def _group(members: Sequence[RunRecord], label: str) -> _Group:
         methods=first.methods,
         conditions=(_canonical(_data(first)), first.epochs),
         values=tuple(sum(values) / len(values) for values in by_seed.values()),
+        records=tuple(members),
     )
 
 
@@ -180,6 +220,7 @@ def _teachers(records: Sequence[RunRecord]) -> list[_Group]:
 def _row(role: str, group: _Group, against: _Group | None) -> dict[str, Any]:
     difference = group.mean - against.mean if against else math.nan
     spread = math.hypot(group.std, against.std) if against else math.nan
+    ends = interval(gained(group.rightness, against.rightness)) if against else None
     return {
         "role": role,
         "label": group.label,
@@ -189,22 +230,25 @@ def _row(role: str, group: _Group, against: _Group | None) -> dict[str, Any]:
         "mean": group.mean,
         "std": group.std,
         "difference": difference,
+        "interval": ends,
         "difference_std": spread,
-        "verdict": _verdict(difference, spread) if against else "",
+        "verdict": _verdict(difference, spread, ends) if against else "",
         "values": group.values,
     }
 
 
-def _verdict(difference: float, spread: float) -> str:
+def _verdict(difference: float, spread: float, ends: tuple[float, float] | None) -> str:
+    low, high = ends or (difference, difference)
     # Comparisons with an unknown spread (one seed) are false, as they should be.
-    if difference > spread:
+    if difference > spread and low > 0:
         return BETTER
-    return WORSE if -difference > spread else UNCLEAR
+    return WORSE if -difference > spread and high < 0 else UNCLEAR
 
 
 def display(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of a comparison that people read, under their headings."""
-    return frame[list(COLUMNS)].rename(columns=COLUMNS)
+    shown = [name for name in COLUMNS if name != "interval" or frame["interval"].notna().any()]
+    return frame[shown].rename(columns=COLUMNS)
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
@@ -221,4 +265,6 @@ def cell(value: object) -> str:
         return DASH
     if isinstance(value, float):
         return f"{value:.2f}"
+    if isinstance(value, tuple):
+        return " to ".join(f"{end:+.2f}" for end in value)
     return " ".join(str(value).split())

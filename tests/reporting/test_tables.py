@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -139,3 +140,37 @@ def test_markdown() -> None:
 
 def test_flatten() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}) == {"a.b": 1, "a.c.d": 2, "e": [3]}
+
+
+def _saying(record: RunRecord, right: int, of: int = 100) -> RunRecord:
+    return replace(record, top1=100.0 * right / of, rightness=pd.Series([1.0] * right + [0.0] * (of - right)))
+
+
+def _all_saying(methods: tuple[str, ...], percent: tuple[int, int], of: int) -> list[RunRecord]:
+    records = zip(_records([0, 0], methods), percent, strict=True)
+    return [_saying(record, right * of // 100, of) for record, right in records]
+
+
+@pytest.mark.parametrize(("of", "verdict"), [(100, "no difference shown"), (4000, "better")])
+def test_what_a_few_test_images_decide_is_no_difference(of: int, verdict: str) -> None:
+    alone = _all_saying(("ce",), (80, 81), of)
+    distilled = _all_saying(("ce", "kd"), (82, 83), of)
+    row = _row(comparison(alone + distilled), "distilled")
+    low, high = row["interval"]
+    assert low < row["difference"] < high
+    assert (low > 0) == (of == 4000)
+    assert row["verdict"] == verdict
+    said = " ".join(sentences(alone + distilled, comparison(alone + distilled)))
+    assert ("the interval holds 0" in said) == (of == 100)
+
+
+def test_an_interval_needs_what_all_runs_say_of_the_same_images() -> None:
+    alone, (one, other) = _records([80, 81], ("ce",)), _records([82, 83], ("ce", "kd"))
+    saying = [_saying(record, 80) for record in alone]
+    for distilled in ([one, other], [_saying(one, 82), other], [_saying(one, 82), _saying(other, 83, of=99)]):
+        frame = comparison(saying + distilled)
+        assert _row(frame, "distilled")["interval"] is None
+        assert "95 % interval" not in display(frame)
+    frame = display(comparison([*saying, _saying(one, 82), _saying(other, 83)]))
+    assert "95 % interval" in frame
+    assert "| +" in to_markdown(frame)

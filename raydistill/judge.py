@@ -1,0 +1,99 @@
+"""Is a student better than what would have been had without it? Trains the controls, measures all and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydistill import display
+from raydistill.config import Experiment, load_experiment
+from raydistill.errors import ConfigError, DataError
+from raydistill.evaluation.card_files import PREDICTIONS
+from raydistill.training.run_folder import CONFIG, RunFolder
+
+SMOOTHING = 0.1
+"""Label smoothing of the second control, as Szegedy et al. 2016 published it."""
+
+
+def judge_runs(paths: Sequence[Path], *, seeds: int, output: Path) -> dict[str, Any]:
+    """Compare students with the teacher, themselves trained alone and alone with smoothed labels, over several seeds.
+
+    Whatever is missing is trained beside the given runs, with as many epochs on the same images: ``<name>-alone`` and
+    ``<name>-smoothed``, and with further seeds ``<name>-seed<n>``. Finished runs are kept, so an interrupted
+    comparison goes on where it was.
+
+    Args:
+        paths: folders of finished students.
+        seeds: how many there shall be of each, from the given run's own on.
+        output: the report.
+
+    Returns:
+        ``verdict``: sentences; ``runs``: all folders; ``report``: the page.
+
+    Raises:
+        DataError: where a folder holds no finished student.
+        ConfigError: where there are no labels to train the controls by, or ``seeds`` is less than 1.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: must be at least 1")
+    experiments = [_student(path) for path in paths]
+    from raydistill.evaluation.card import examine_run, write_card
+    from raydistill.reporting.page import write_report
+    from raydistill.reporting.runs import load_runs
+    from raydistill.reporting.summary import sentences
+    from raydistill.reporting.tables import comparison
+
+    runs = [*paths, *(_trained(one) for experiment in experiments for one in counterparts(experiment, seeds))]
+    for number, run in enumerate(runs, start=1):
+        if not (run / PREDICTIONS).is_file():
+            display.say(f"{run.name}: measured ({number} of {len(runs)})")
+            write_card(run, examine_run(run))
+    records = load_runs(runs)
+    return {
+        "verdict": sentences(records, comparison(records)),
+        "runs": [str(run) for run in runs],
+        "report": str(write_report(runs, output)),
+    }
+
+
+def counterparts(experiment: Experiment, seeds: int) -> Iterator[Experiment]:
+    """Give the runs that an experiment's run is compared with: its further seeds, and the controls for all of them."""
+    for seed in range(experiment.seed, experiment.seed + seeds):
+        suffix = "" if seed == experiment.seed else f"-seed{seed}"
+        if suffix:
+            yield experiment.model_copy(update={"name": f"{experiment.name}{suffix}", "seed": seed})
+        for name, options in (("alone", {}), ("smoothed", {"label_smoothing": SMOOTHING})):
+            yield _alone(experiment, options, name=f"{experiment.name}-{name}{suffix}", seed=seed)
+
+
+def _alone(experiment: Experiment, options: dict[str, float], **names: Any) -> Experiment:
+    """Return the experiment of the same student with nothing but the labels to learn from."""
+    return experiment.override(
+        {
+            **names,
+            "methods": {"ce": options},
+            "teacher": None,
+            "ensemble": [],
+            "peers": [],
+            "tune": None,
+            "train.agreement": [],
+        }
+    )
+
+
+def _student(path: Path) -> Experiment:
+    if not RunFolder(path).succeeded or not (path / "student.safetensors").is_file():
+        raise DataError(f"{path}: no finished run of a student; train it, or resume it with --resume")
+    return load_experiment(path / CONFIG)
+
+
+def _trained(experiment: Experiment) -> Path:
+    from raydistill.training.trainer import train
+
+    begun = experiment.folder / CONFIG
+    same = begun.is_file() and load_experiment(begun).to_dict() == experiment.to_dict()
+    if not (same and RunFolder(experiment.folder).succeeded):
+        with display.training(experiment, experiment.train.epochs) as watch:
+            train(experiment, resume=same, watch=watch)
+    return experiment.folder

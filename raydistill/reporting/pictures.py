@@ -1,0 +1,90 @@
+"""The images of runs as they are put into a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from raydistill.data.config import DataConfig
+from raydistill.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raydistill.data.image_set import ImageSet
+
+MOST_PIXELS = 96
+"""Longer sides are scaled down to it: a page holds hundreds of pictures."""
+
+
+class Album:
+    """The pictures of a data set, by the ids of its images."""
+
+    def __init__(self, images: ImageSet) -> None:
+        """Nothing is decoded before it is asked for."""
+        self._images = images
+        self._positions = {int(number): position for position, number in enumerate(images.ids.tolist())}
+
+    @classmethod
+    def of_test_images(cls, data: Mapping[str, Any]) -> Album:
+        """Open those that a run was judged by; ``data`` is that section of its configuration.
+
+        Raises:
+            DataError: where they cannot be read.
+        """
+        from raydistill.data.datasets import load_test
+
+        return cls(load_test(_section(data)))
+
+    @classmethod
+    def of_training_images(cls, data: Mapping[str, Any]) -> Album:
+        """Open those that a run learned from, validation images among them.
+
+        Raises:
+            DataError: where they cannot be read.
+        """
+        from raydistill.data.datasets import load_train
+
+        return cls(load_train(_section(data)))
+
+    def pictures(self, ids: Iterable[int]) -> list[str]:
+        """Return the images as addresses that hold a PNG file each.
+
+        Raises:
+            DataError: where an image is not in the set any more.
+        """
+        import torch
+
+        try:
+            positions = [self._positions[int(number)] for number in ids]
+        except KeyError as error:
+            raise DataError(f"image {error} is not in the data set any more") from None
+        return [_address(pixels) for pixels in self._images.pixels(torch.tensor(positions, dtype=torch.int64))]
+
+    def labels(self, ids: Iterable[int]) -> list[int]:
+        """Return the images' classes."""
+        assert self._images.labels is not None
+        return [int(self._images.labels[self._positions[int(number)]]) for number in ids]
+
+
+def _section(data: Mapping[str, Any]) -> DataConfig:
+    try:
+        return DataConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise DataError(f"the run's section data: {error.errors()[0]['msg']}") from None
+
+
+def _address(pixels: Tensor) -> str:
+    """Return uint8 [C, H, W] as a ``data:`` address; of more than one channel but not three the first is shown."""
+    from PIL import Image
+
+    shown = pixels.permute(1, 2, 0) if pixels.shape[0] == 3 else pixels[0]
+    image = Image.fromarray(shown.contiguous().numpy())
+    image.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
