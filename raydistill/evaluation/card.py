@@ -58,12 +58,7 @@ def evaluate_run(
         ConfigError: for an unknown protocol.
     """
     path = Path(path)
-    weights = next(
-        (path / name for name in ("student.safetensors", "model.safetensors") if (path / name).is_file()),
-        None,
-    )
-    if weights is None or not (path / "_SUCCESS").is_file():
-        raise DataError(f"{path}: no finished run (it has no _SUCCESS or no weights); see its logs, or train --resume")
+    weights = trained_weights(path)
     experiment = load_experiment(path / "config.yaml")
     chosen = _protocols(protocols or experiment.evaluate.protocols)
     images = teacher_images = _images(experiment.data, path)
@@ -90,6 +85,15 @@ def evaluate_run(
         subject = Subject(network.eval(), bank, test, experiment, classifies, {})
         card[role] = {name: value for protocol in chosen for name, value in protocol(subject).items()}
     return card
+
+
+def trained_weights(path: Path) -> Path:
+    """Return the weights of a finished run, of a student or a teacher. Raises ``DataError`` where there are none."""
+    found = (path / name for name in ("student.safetensors", "model.safetensors") if (path / name).is_file())
+    weights = next(found, None)
+    if weights is None or not (path / "_SUCCESS").is_file():
+        raise DataError(f"{path}: no finished run (it has no _SUCCESS or no weights); see its logs, or train --resume")
+    return weights
 
 
 def _images(data: DataConfig, path: Path) -> tuple[ResidentSet, ResidentSet]:
