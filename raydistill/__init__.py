@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from raydistill.errors import RunError as RunError
     from raydistill.errors import WeightsError as WeightsError
     from raydistill.evaluation.card import evaluate_run as evaluate  # noqa: F401
+    from raydistill.exporting.export import export_run as export  # noqa: F401
+    from raydistill.exporting.safetensors_file import load_exported as load_exported
     from raydistill.models.zoo import build_model as build_model
     from raydistill.teachers.cache.build import build_cache as build_cache
     from raydistill.teachers.cache.read import TeacherCache as TeacherCache
@@ -35,7 +37,9 @@ _WHERE = {
     "build_cache": "raydistill.teachers.cache.build:build_cache",
     "build_model": "raydistill.models.zoo:build_model",
     "evaluate": "raydistill.evaluation.card:evaluate_run",
+    "export": "raydistill.exporting.export:export_run",
     "load_experiment": "raydistill.config:load_experiment",
+    "load_exported": "raydistill.exporting.safetensors_file:load_exported",
     "train": "raydistill.training.trainer:train",
     "train_teacher": "raydistill.training.trainer:train_teacher",
     "tune": "raydistill.tuning.sweep:tune",

@@ -172,6 +172,40 @@ def report(
     _finish({"report": str(write_report(runs, output))}, as_json)
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    format: Annotated[str, typer.Option("--format", help="safetensors, onnx or torch.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; RUN/export/FORMAT by default.")
+    ] = None,
+    quantise: Annotated[
+        str | None, typer.Option("--quantise", help="int8: a second, quantised file, with what it costs (onnx).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's student for deployment, compared with the student once loaded back, with a model card."""
+    from raydistill.exporting.export import export_run
+
+    exported = export_run(run, format, output, quantised=quantise)
+    print(
+        f"{exported['path']}: {exported['bytes']:,} bytes, differs from the student by {exported['max_abs_diff']:.1e} "
+        f"at most on {exported['compared_images']} images"
+    )
+    if small := exported.get("quantised"):
+        print(f"{small['path']}: {small['bytes']:,} bytes, {_cost_of_quantising(small)}")
+    print(f"{exported['card']}: the model card")
+    _finish(exported, as_json, quiet=True)
+
+
+def _cost_of_quantising(found: Mapping[str, Any]) -> str:
+    cosine = f"embeddings' mean cosine {found['embedding_cosine']:.5f}"
+    for name, title in (("top1", "top-1"), ("knn", "k-NN")):
+        if name in found:
+            return f"{title} {found[name]:.2f} instead of {found[f'{name}_float']:.2f}, {cosine}"
+    return cosine
+
+
 @app.command(name="list")
 def list_names(
     kind: Annotated[str, typer.Argument(help="methods, models, datasets or protocols")],

@@ -27,6 +27,7 @@ ROOMS |= {
     "training": BELOW_TEACHERS | {"teachers", "evaluation", "training"},
     "tuning": BELOW_TEACHERS | {"teachers", "evaluation", "training", "tuning"},
     "reporting": BELOW_TEACHERS | {"teachers", "evaluation", "training", "reporting"},
+    "exporting": BELOW_TEACHERS | {"teachers", "evaluation", "training", "exporting"},
 }
 RAY_MAY_BE_IMPORTED_BY = {
     "cluster.py",

@@ -50,6 +50,16 @@ def has_test_images(config: DataConfig) -> bool:
     return _partners_root(config) is None or any(Path(str(config.root), name).is_dir() for name in _SPLITS["test"])
 
 
+def class_names(config: DataConfig) -> tuple[str, ...]:
+    """Names of the classes in the order of their numbers: those of the training folder's folders; none elsewhere."""
+    if config.known.reader != __name__:
+        return ()
+    root = Path(str(config.root))
+    nested = root / "tiny-imagenet-200"
+    root = nested if config.name == "tiny_imagenet" and nested.is_dir() else root
+    return tuple(_classes(root / "train")) if (root / "train").is_dir() else ()
+
+
 def path_id(path: str) -> int:
     """A stable number of 63 bits for a path or another name."""
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big") >> 1

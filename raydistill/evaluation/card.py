@@ -104,7 +104,7 @@ def examine_run(
         RunError: where a network's outputs cannot be measured, as they are not finite.
     """
     path = Path(path)
-    weights = _weights(path)
+    weights = trained_weights(path)
     experiment = load_experiment(path / "config.yaml", _checked(overrides))
     chosen = _chosen(protocols or experiment.evaluate.protocols)
     device = _device(experiment)
@@ -139,7 +139,8 @@ def write_card(path: str | Path, card: Card) -> None:
     write_atomically(path / CARD, json.dumps(card.values, indent=2) + "\n")
 
 
-def _weights(path: Path) -> Path:
+def trained_weights(path: Path) -> Path:
+    """Return the weights of a finished run, of a student or a teacher. Raises ``DataError`` where there are none."""
     files = (path / name for name in ("student.safetensors", "model.safetensors"))
     weights = next((file for file in files if file.is_file()), None)
     if weights is None or not (path / "_SUCCESS").is_file():

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -49,13 +50,15 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> No
     model.load_state_dict(state)
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write the state dict as safetensors, whole or not at all. Raises ``RunError`` where that fails."""
     target = Path(path)
     make_folders(target.parent)
     # Clones, because the format refuses tensors that share memory.
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(target, save(state, metadata={"format": "pt"}))
+    write_atomically(target, save(state, metadata={"format": "pt", **metadata}))
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -1,0 +1,1 @@
+"""A trained student as a file that others can run: written, loaded back, compared, described."""
