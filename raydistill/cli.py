@@ -134,11 +134,12 @@ def evaluate(
             raise ConfigError(
                 f"{run}: a teacher cache, not a run; rank teachers by `raydistill cache rank CONFIG {run}`"
             )
+    from raydistill import display
     from raydistill.evaluation.card import examine_run, write_card
 
     cards = {}
     for run in folders:
-        card = examine_run(run, protocol or (), overrides=overrides)
+        card = examine_run(run, protocol or (), overrides=overrides, watch=display.say)
         write_card(run, card)
         cards[str(run)] = card.values
         _print_card(str(run), card.values)
@@ -389,10 +390,11 @@ def _finish(values: Mapping[str, Any], as_json: bool, *, quiet: bool = False) ->
 def _print_card(run: str, card: Mapping[str, Mapping[str, float]]) -> None:
     print(run)
     names = list(dict.fromkeys(name for values in card.values() for name in values))
-    print(f"{'':<18}" + "".join(f"{role:>14}" for role in card))
+    width = max(map(len, names), default=0) + 2
+    print(" " * width + "".join(f"{role:>14}" for role in card))
     for name in names:
         cells = [f"{values[name]:,.2f}".removesuffix(".00") if name in values else "-" for values in card.values()]
-        print(f"{name:<18}" + "".join(f"{cell:>14}" for cell in cells))
+        print(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 def main() -> None:

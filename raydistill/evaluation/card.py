@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ from raydistill.protocol_names import ALL
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Watch = Callable[[str], None]
 
 STUDENT, TEACHER = "student", "teacher"
 _LOGITS = f"{TEST}/logits"
@@ -86,7 +88,12 @@ def evaluate_run(
 
 
 def examine_run(
-    path: str | Path, protocols: Iterable[str] = (), *, teachers: bool = True, overrides: Sequence[str] = ()
+    path: str | Path,
+    protocols: Iterable[str] = (),
+    *,
+    teachers: bool = True,
+    overrides: Sequence[str] = (),
+    watch: Watch = lambda text: None,
 ) -> Card:
     """Measure a run's student, and its teacher where weights and test images of it are at hand, on the test images.
 
@@ -97,6 +104,7 @@ def examine_run(
         protocols: names of ``raydistill list protocols``, ``all`` for each of them; else the experiment's own.
         teachers: False measures only networks that were trained.
         overrides: ``key=value`` for the section ``evaluate``, and for where data and weights lie by now.
+        watch: is told of each measurement before it begins.
 
     Raises:
         DataError: where the folder holds no finished run, or the data cannot be read.
@@ -109,13 +117,13 @@ def examine_run(
     chosen = _chosen(protocols or experiment.evaluate.protocols)
     device = _device(experiment)
     subjects = _subjects(experiment, weights, device, teachers)
-    values = {role: _measured(path, role, subject, chosen) for role, subject in subjects.items()}
+    values = {role: _measured(f"{path}: {role}", subject, chosen, watch) for role, subject in subjects.items()}
     for label, data in experiment.evaluate.transfer.items():
         like = subjects[STUDENT].test
         images = transfer_images(data, like, device)
         for role, subject in subjects.items():
             if subject.test.shape == like.shape:  # a teacher of another modality has no use for them
-                found = _measured(path, role, _moved(subject, images), _of_features(chosen))
+                found = _measured(f"{path}: {role} on {label}", _moved(subject, images), _of_features(chosen), watch)
                 values[role] |= {f"{label}/{name}": value for name, value in found.items()}
     return Card(values, subjects)
 
@@ -218,14 +226,16 @@ def _of_features(chosen: Iterable[str]) -> list[str]:
     return [name for name in chosen if PROTOCOLS[name].features]
 
 
-def _measured(path: Path, role: str, subject: Subject, chosen: Iterable[str]) -> Values:
+def _measured(whose: str, subject: Subject, chosen: Iterable[str], watch: Watch) -> Values:
     applicable = [name for name in chosen if PROTOCOLS[name].applies(subject)]
+    watch(f"{whose}: images are looked at")
     for seeing in filter(None, (subject, subject.teacher)):
         seeing.see({output for name in applicable for output in PROTOCOLS[name].needs})
     values: Values = {}
-    for name in applicable:
+    for number, name in enumerate(applicable, start=1):
+        watch(f"{whose}: {name} ({number} of {len(applicable)})")
         try:
             values |= PROTOCOLS[name].measure(subject)
         except ValueError as error:
-            raise RunError(f"{path}: {role}: {name} cannot be measured: {error}") from None
+            raise RunError(f"{whose}: {name} cannot be measured: {error}") from None
     return values
