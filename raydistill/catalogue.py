@@ -33,10 +33,19 @@ def protocols() -> dict[str, str]:
     return dict(PROTOCOLS)
 
 
+def layouts() -> dict[str, str]:
+    """Tables of papers that ``raydistill compare`` can fill."""
+    from raydistill.reporting.layouts import layout_names, load_layout
+
+    known = {name: load_layout(name) for name in layout_names()}
+    return {name: f"{layout.reference}: {layout.title}" for name, layout in known.items()}
+
+
 KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
     "methods": methods,
     "models": models,
     "datasets": datasets,
     "protocols": protocols,
+    "layouts": layouts,
 }
 """What can be listed."""

@@ -207,13 +207,43 @@ def _cost_of_quantising(found: Mapping[str, Any]) -> str:
     return cosine
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    layout: Annotated[str | None, typer.Option(help="A paper's table, of `raydistill list layouts`.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="markdown, latex, csv or json, not a terminal's.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs over seeds: with the student alone, or in the shape of a paper's table."""
+    from raydistill.files import make_folders, write_atomically
+    from raydistill.reporting import rendering
+    from raydistill.reporting.compare import pivot
+    from raydistill.reporting.layouts import load_layout
+    from raydistill.reporting.runs import load_runs
+
+    shape = None if layout is None else load_layout(layout)
+    chosen = rendering.chosen_format(form, output)
+    records = load_runs(runs)
+    sheet = rendering.general(records) if shape is None else rendering.filled(pivot(records, shape))
+    text = rendering.rendered(sheet, chosen)
+    if output is not None:
+        make_folders(output.parent)
+        write_atomically(output, text)
+    else:
+        print(text.rstrip("\n"))
+    _finish(rendering.plain(sheet) | ({"output": str(output)} if output else {}), as_json, quiet=True)
+
+
 @app.command(name="list")
 def list_names(
-    kind: Annotated[str, typer.Argument(help="methods, models, datasets or protocols")],
+    kind: Annotated[str, typer.Argument(help="methods, models, datasets, protocols or layouts")],
     method: Annotated[str | None, typer.Argument(help="a method, to be told all about it")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the names that an experiment can use, or tell all about one method."""
+    """List the names that an experiment or `compare` can use, or tell all about one method."""
     from raydistill.catalogue import KINDS
 
     if method is not None:

@@ -13,6 +13,7 @@ import pytest
 
 from raydistill.teachers.cache.build import build_cache
 from tests.conftest import digits
+from tests.reporting.folders import make_run
 
 GOOD = "name: x\ndata: {name: digits}\nstudent: {model: resnet8}\nmethods: {ce: {}}\n"
 
@@ -35,6 +36,10 @@ def raydistill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
         (["train", "good.yaml", "student.weights=none.safetensors"], "none.safetensors"),
         (["train", "good.yaml", "--resume"], "no run to resume"),
         (["list", "method"], "did you mean 'methods'"),
+        (["compare", "nowhere"], "nowhere: not a run folder"),
+        (["compare", "nowhere", "--layout", "crd-tabel3"], "did you mean 'crd-table3'"),
+        (["compare", "nowhere", "--format", "latx"], "did you mean 'latex'"),
+        (["compare", "nowhere", "-o", "table.docx"], "tells no format"),
         (["eval", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
         (["export", "nowhere", "--format", "torch"], "nowhere: no finished run"),
@@ -93,11 +98,23 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("kind", ["methods", "models", "datasets", "protocols"])
+@pytest.mark.parametrize("kind", ["methods", "models", "datasets", "protocols", "layouts"])
 def test_list_ends_with_json(tmp_path: Path, kind: str) -> None:
     ended = raydistill("list", kind, "--json", folder=tmp_path)
     assert ended.returncode == 0
     assert len(json.loads(ended.stdout.splitlines()[-1])["names"]) >= 5
+
+
+def test_compare_writes_a_papers_table_and_ends_with_json(tmp_path: Path) -> None:
+    for seed, top1 in enumerate([70.0, 71.0]):
+        make_run(tmp_path / f"kd-{seed}", top1, ("ce", "kd"), seed=seed)
+    arguments = ["kd-0", "kd-1", "--layout", "crd-table1", "-o", "tables/table.md", "--json"]
+    ended = raydistill("compare", *arguments, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    values = json.loads(ended.stdout.splitlines()[-1])
+    (ours,) = [cell for cell in values["table"] if cell["n"]]
+    assert (values["layout"], ours["row"], ours["mean"]) == ("crd-table1", "KD", 70.5)
+    assert "70.50 ± 0.71 (2)" in (tmp_path / "tables" / "table.md").read_text()
 
 
 def test_list_tells_all_about_a_method(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def group_label(record: RunRecord) -> str:
 def _groups(records: Sequence[RunRecord], baseline: tuple[str, ...]) -> list[_Group]:
     settings: defaultdict[str, defaultdict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        settings[group_label(record)][_setting(record, baseline)].append(record)
+        settings[group_label(record)][setting(record, baseline)].append(record)
     return [
         _group(members, f"{label} ({members[0].path.name})" if len(variants) > 1 else label)
         for label, variants in settings.items()
@@ -164,19 +164,19 @@ def _group(members: Sequence[RunRecord], label: str) -> _Group:
         label=label,
         student=first.student,
         methods=first.methods,
-        conditions=(_canonical(_data(first)), first.epochs),
+        conditions=conditions(first),
         values=tuple(sum(values) / len(values) for values in by_seed.values()),
         records=tuple(members),
     )
 
 
-def _setting(record: RunRecord, baseline: tuple[str, ...]) -> str:
-    """Everything that decides a result apart from the seed."""
+def setting(record: RunRecord, baseline: tuple[str, ...] = STUDENT_ALONE) -> str:
+    """Return everything that decides a result apart from the seed, as text to compare."""
     config = record.config
     teacher = config.get("teacher") or {}
     return _canonical(
         {
-            "data": _data(record),
+            "data": data_of(record),
             "teacher": teacher.get("model") if record.methods != baseline else None,
             "epochs": record.epochs,
             **{name: config.get(name) for name in ("student", "methods", "train")},
@@ -184,7 +184,13 @@ def _setting(record: RunRecord, baseline: tuple[str, ...]) -> str:
     )
 
 
-def _data(record: RunRecord) -> dict[str, Any]:
+def conditions(record: RunRecord) -> tuple[str, int]:
+    """Return what two runs must have in common to be compared: the data, as text, and the number of epochs."""
+    return _canonical(data_of(record)), record.epochs
+
+
+def data_of(record: RunRecord) -> dict[str, Any]:
+    """Return the section ``data`` of a run, but for the place where the images lie."""
     data = record.config.get("data")
     # The same images may lie elsewhere on another machine.
     return {key: value for key, value in data.items() if key != "root"} if isinstance(data, dict) else {}
@@ -232,12 +238,13 @@ def _row(role: str, group: _Group, against: _Group | None) -> dict[str, Any]:
         "difference": difference,
         "interval": ends,
         "difference_std": spread,
-        "verdict": _verdict(difference, spread, ends) if against else "",
+        "verdict": verdict(difference, spread, ends) if against else "",
         "values": group.values,
     }
 
 
-def _verdict(difference: float, spread: float, ends: tuple[float, float] | None) -> str:
+def verdict(difference: float, spread: float, ends: tuple[float, float] | None = None) -> str:
+    """Return what may be concluded from a difference of standard deviation ``spread``, and of an interval if known."""
     low, high = ends or (difference, difference)
     # Comparisons with an unknown spread (one seed) are false, as they should be.
     if difference > spread and low > 0:

@@ -1,0 +1,107 @@
+"""Makes a table of a paper: trains what is missing of it and prints it beside the published one.
+
+    python experiments/papers/run.py crd-table1 --scale mini
+    python experiments/papers/run.py crd-table1 --scale mini --methods student kd crd --seeds 5
+    python experiments/papers/run.py crd-table1 --dry-run
+
+`--scale paper`, the default, is as the paper has it. Finished runs are kept and only read, others are resumed; tables
+of the same settings share theirs. The table is written to runs/papers/ as Markdown too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from plan import RUNS, Plan, ScaleName, caches, load_plan, students, table_names, teachers
+
+from raydistill import build_cache
+from raydistill.config import Experiment
+from raydistill.display import rows, say
+from raydistill.errors import RaydistillError
+from raydistill.files import make_folders, write_atomically
+from raydistill.protocol_names import PROTOCOLS
+from raydistill.reporting.compare import pivot
+from raydistill.reporting.layouts import Layout, load_layout
+from raydistill.reporting.rendering import filled, rendered
+from raydistill.reporting.runs import load_runs
+
+sys.path.append(str(Path(__file__).parents[1] / "fashion-mnist"))
+from running import taught, trained
+
+MEASURED = {
+    "few_labels": ("one_shot", "nn1@1%", "nn1@10%", "linear_top1@1%", "linear_top1@10%"),
+    "cost": ("parameters", "mult_adds", "latency_p50_ms"),
+}
+"""What layouts ask for by another name than that of its protocol."""
+
+
+def main() -> None:
+    """Run what is missing and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", help=f"one of {', '.join(table_names())}")
+    parser.add_argument("--scale", choices=get_args(ScaleName), default="paper")
+    parser.add_argument("--seeds", type=int, help="how many; the table's own number where not given")
+    parser.add_argument("--methods", nargs="+", help="some of the table's")
+    parser.add_argument("--dry-run", action="store_true", help="only say what there is to do")
+    arguments = parser.parse_args()
+    try:
+        plan = load_plan(arguments.table)
+        teaching = teachers(plan, arguments.scale)
+        learning = students(plan, arguments.scale, arguments.seeds, arguments.methods)
+        if arguments.dry_run:
+            print(described(teaching, learning))
+            return
+        make(plan, arguments.scale, teaching, learning)
+    except RaydistillError as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+def described(teaching: Sequence[Experiment], learning: Sequence[Experiment]) -> str:
+    """Return one line for each run with its folder, epochs, and where the teacher's outputs come from."""
+    lines = [f"{each.folder}  teacher, {each.train.epochs} epochs{_done(each)}" for each in teaching]
+    for each in learning:
+        source = "no teacher" if each.teacher is None else f"teacher {each.teacher.source}"
+        lines.append(f"{each.folder}  {', '.join(each.methods)}, {each.train.epochs} epochs, {source}{_done(each)}")
+    return "\n".join([*lines, f"{len(teaching)} teachers, {len(caches(learning))} caches, {len(learning)} students"])
+
+
+def _done(experiment: Experiment) -> str:
+    return ", done" if (experiment.folder / "_SUCCESS").exists() else ""
+
+
+def make(plan: Plan, scale: ScaleName, teaching: Sequence[Experiment], learning: Sequence[Experiment]) -> None:
+    """Train, fill the layout and print it."""
+    layout = load_layout(plan.layout)
+    runs = [Path(taught(each)) for each in teaching]
+    for each in caches(learning):
+        with rows("teacher") as progress:
+            built = build_cache(each, progress=progress)
+        say(f"cache: {built.computed_rows} rows computed, {built.reused_rows} reused, {built.seconds:.0f} s")
+    runs += [Path(trained(each)["run"]) for each in learning]
+    measure(runs, layout)
+    table = filled(pivot(load_runs(runs), layout))
+    make_folders(Path(RUNS))
+    written = Path(RUNS) / f"{plan.name}-{scale}.md"
+    write_atomically(written, rendered(table, "markdown"))
+    print(rendered(table, "terminal"))
+    print(f"table: {written}", file=sys.stderr)
+
+
+def measure(runs: Sequence[Path], layout: Layout) -> None:
+    """Write the report cards that a layout asks for and that are not there."""
+    from raydistill.evaluation.card import examine_run, write_card
+
+    asked = {layout.measure(row, column).metric for row in layout.rows for column in layout.columns} - {"top1"}
+    wanted = [name for name in PROTOCOLS if asked & {name, *MEASURED.get(name, ())}]
+    for run in runs if wanted else ():
+        if not (run / "card.json").is_file():
+            say(f"{run.name}: measuring {', '.join(wanted)}")
+            write_card(run, examine_run(run, wanted))
+
+
+if __name__ == "__main__":
+    main()
