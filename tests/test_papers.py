@@ -86,9 +86,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("papers")
 
 
-@pytest.mark.parametrize(("name", "scale"), SCALES)
-def test_every_method_finds_what_it_needs(name: str, scale: str, files: Path) -> None:
-    for experiment in expanded(name, scale, seeds=1):
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", sorted(path.stem for path in (PAPERS / "settings").glob("*.yaml")))
+def test_every_method_finds_what_it_needs(settings: str, files: Path) -> None:
+    sizes = [(name, scale) for name, scale in SCALES if plans.load_plan(name).scales[scale].settings == settings]
+    # Tables share experiments.
+    found = {each.name: each for name, scale in sizes for each in expanded(name, scale, seeds=1)}
+    assert found
+    for experiment in found.values():
         config, teacher = experiment.teacher, None
         if config is not None:
             teacher = _teacher(config.model_dump_json(), *_images(experiment.data), files)
