@@ -33,7 +33,7 @@ def judge_runs(paths: Sequence[Path], *, seeds: int, output: Path) -> dict[str, 
 
     Raises:
         DataError: where a folder holds no finished student.
-        ConfigError: where there are no labels to train the controls by, or ``seeds`` is less than 1.
+        ConfigError: where a student has no trained classifier, or ``seeds`` is less than 1.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: must be at least 1")
@@ -85,7 +85,13 @@ def _alone(experiment: Experiment, options: dict[str, float], **names: Any) -> E
 def _student(path: Path) -> Experiment:
     if not RunFolder(path).succeeded or not (path / "student.safetensors").is_file():
         raise DataError(f"{path}: no finished run of a student; train it, or resume it with --resume")
-    return load_experiment(path / CONFIG)
+    experiment = load_experiment(path / CONFIG)
+    if not experiment.needs.trains_classifier:
+        raise ConfigError(
+            f"{path}: its methods train no classifier, and controls are judged by theirs; compare features by "
+            "`raydistill eval --protocol knn --protocol linear`"
+        )
+    return experiment
 
 
 def _trained(experiment: Experiment) -> Path:

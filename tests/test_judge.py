@@ -42,6 +42,12 @@ def test_only_finished_students_are_judged(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--seeds 0: must be at least 1"):
         judge_runs([tmp_path], seeds=0, output=tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+    unlabelled = digits(tmp_path, methods={"compress": {"queue": 64}}, teacher={"model": "resnet14", "source": "live"})
+    (tmp_path / "config.yaml").write_text(unlabelled.to_yaml())
+    for name in ("student.safetensors", "_SUCCESS"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match="its methods train no classifier"):
+        judge_runs([tmp_path], seeds=1, output=tmp_path / "report.html")
 
 
 @pytest.mark.slow

@@ -174,8 +174,8 @@ def _chosen(names: Iterable[str]) -> list[str]:
 
 
 def _device(experiment: Experiment) -> torch.device:
-    wanted = torch.cuda.is_available() if experiment.scale.use_gpu == "auto" else experiment.scale.use_gpu
-    return torch.device("cuda" if wanted else "cpu")
+    # A student that was trained on a GPU is measured where there is none, too.
+    return torch.device("cuda" if experiment.scale.use_gpu and torch.cuda.is_available() else "cpu")
 
 
 def _subjects(experiment: Experiment, weights: Path, device: torch.device, teachers: bool) -> dict[str, Subject]:
