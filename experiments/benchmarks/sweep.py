@@ -359,7 +359,7 @@ def compute(options: argparse.Namespace, folder: str) -> tuple[Any, dict[str, An
     rows = []
     for seed in options.seeds:
         grid, asha = (stage("sweep", **given, seed=seed, scheduler=name) for name in ("none", "asha"))
-        rows.append(compared(seed, grid, asha))
+        rows.append({**compared(seed, grid, asha), "foretold": foretold(grid, options)})
         print(row_of(rows[-1]), file=sys.stderr, flush=True)
     regret, share = (statistics.mean(row[name] for row in rows) for name in ("regret", "share"))
     return show_compute, {
@@ -398,6 +398,20 @@ def compared(seed: int, grid: Mapping[str, Any], asha: Mapping[str, Any]) -> dic
     }
 
 
+def foretold(grid: Mapping[str, Any], options: argparse.Namespace) -> dict[int, float]:
+    """Epoch of each rung -> correlation over the grid's trials between their values there and at the end.
+
+    Where it is near 0, whoever decides at that rung decides by chance.
+    """
+    rungs, ends = [options.grace], [trial["metric"] for trial in grid["trials"].values()]
+    while rungs[-1] * options.reduction < options.epochs:
+        rungs.append(rungs[-1] * options.reduction)
+    return {
+        rung: statistics.correlation([trial["curve"][rung - 1] for trial in grid["trials"].values()], ends)
+        for rung in rungs
+    }
+
+
 def row_of(row: Mapping[str, Any]) -> str:
     """One line of the table."""
     return (
@@ -416,6 +430,9 @@ def show_compute(found: Mapping[str, Any]) -> None:
         print(row_of(row))
     print(f"mean regret {found['regret']:.2f} points for {found['share']:.1%} of the epochs", end=", ")
     print(f"wanted {REGRET} for {SHARE:.0%}: {'met' if found['met'] else 'MISSED'}")
+    for row in found["seeds"]:
+        told = ", ".join(f"{value:.2f} after {rung} epochs" for rung, value in row["foretold"].items())
+        print(f"seed {row['seed']}: a trial's value and its last one correlate by {told}")
     counted = found["forwards"]
     print(
         f"images through the teacher: {counted['cached']} for the cache and {counted['in trials']} in all trials; "
@@ -473,7 +490,8 @@ def swept(
     trials, spent, seconds = {}, 0, 0.0
     for path in sorted((experiment.folder / "trials").iterdir()):
         record, history = json.loads((path / "trial.json").read_text()), history_of(path)
-        trials[path.name] = {**{key: record[key] for key in ("values", "status")}, "metric": history[-1]["val/top1"]}
+        curve = [epoch["val/top1"] for epoch in history]
+        trials[path.name] = {**{key: record[key] for key in ("values", "status")}, "metric": curve[-1], "curve": curve}
         spent, seconds = spent + len(history), seconds + sum(epoch["seconds"] for epoch in history)
     return {
         "best_trial": result["best_trial"],
