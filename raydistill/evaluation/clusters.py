@@ -38,6 +38,11 @@ def cluster_alignment(
         ValueError: where sizes or numbers do not make sense.
     """
     before, after = k_means(train_features, test_features, clusters=num_classes, seed=seed)
+    return alignment(before, train_labels, after, test_labels, num_classes=num_classes)
+
+
+def alignment(before: Tensor, train_labels: Tensor, after: Tensor, test_labels: Tensor, *, num_classes: int) -> float:
+    """Return the same of clusters that are there: those of training samples [M] and of test samples [N]."""
     classes = cluster_to_class(before, train_labels, num_classes=num_classes)
     return cluster_accuracy(after, test_labels.cpu(), classes)
 

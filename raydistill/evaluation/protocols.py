@@ -11,7 +11,7 @@ from torch import Tensor
 from raydistill.evaluation.agreement import agreement, prediction_agreement
 from raydistill.evaluation.calibration import expected_calibration_error
 from raydistill.evaluation.classification import confusion_matrix, per_class_accuracy, top_k_accuracy
-from raydistill.evaluation.clusters import cluster_accuracy, cluster_to_class, k_means
+from raydistill.evaluation.clusters import alignment, k_means
 from raydistill.evaluation.correlation import correlation_discrepancy
 from raydistill.evaluation.cost import latency, mult_adds, parameter_count, peak_memory, weight_bytes
 from raydistill.evaluation.few_shot import few_shot, linear_with_few_labels
@@ -27,12 +27,13 @@ from raydistill.evaluation.neighbours import knn_accuracy, nearest_neighbour_acc
 from raydistill.evaluation.retrieval import recall_at
 from raydistill.evaluation.subject import BANK, TEST, Subject
 from raydistill.measures import VALIDATION
+from raydistill.models.taps import EMBEDDING, LOGITS
 
 NEIGHBOURS = 10
 BATCHES = (1, 64)
 
 Values = dict[str, float]
-_BANK, _TEST, _LOGITS = f"{BANK}/embedding", f"{TEST}/embedding", f"{TEST}/logits"
+_BANK, _TEST, _LOGITS = f"{BANK}/{EMBEDDING}", f"{TEST}/{EMBEDDING}", f"{TEST}/{LOGITS}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Protocol:
 
 def _judges_classifier(measure: Callable[[Tensor, Tensor], Values]) -> Protocol:
     def judge(subject: Subject) -> Values:
-        return measure(subject.output(TEST, "logits"), subject.labels(TEST))
+        return measure(subject.output(TEST, LOGITS), subject.labels(TEST))
 
     return Protocol(judge, frozenset({_LOGITS}), classifier=True)
 
@@ -76,7 +77,7 @@ def _compares(measure: Callable[[Tensor, Tensor], Values], output: str) -> Proto
         assert subject.teacher is not None
         return measure(subject.output(TEST, output), subject.teacher.output(TEST, output))
 
-    return Protocol(compare, frozenset({f"{TEST}/{output}"}), classifier=output == "logits", compares=True)
+    return Protocol(compare, frozenset({f"{TEST}/{output}"}), classifier=output == LOGITS, compares=True)
 
 
 def _top(k: int, logits: Tensor, labels: Tensor) -> Values:
@@ -93,7 +94,7 @@ def _calibration(logits: Tensor, labels: Tensor) -> Values:
 
 
 def _parts(subject: Subject) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    bank, test = subject.output(BANK, "embedding"), subject.output(TEST, "embedding")
+    bank, test = subject.output(BANK, EMBEDDING), subject.output(TEST, EMBEDDING)
     return bank, subject.labels(BANK), test, subject.labels(TEST)
 
 
@@ -112,7 +113,7 @@ def _linear(subject: Subject) -> Values:
 
 
 def _probe(name: str, recipe: LinearProtocol, subject: Subject) -> Values:
-    return {name: _probed(subject, subject.output(BANK, "embedding"), subject.output(TEST, "embedding"), recipe)}
+    return {name: _probed(subject, subject.output(BANK, EMBEDDING), subject.output(TEST, EMBEDDING), recipe)}
 
 
 def _stages(subject: Subject) -> Values:
@@ -135,8 +136,7 @@ def _clusters(subject: Subject) -> Values:
     bank, bank_labels, test, labels = _parts(subject)
     classes = subject.bank.num_classes
     subject.clusters, found = k_means(bank, test, clusters=classes, seed=subject.seed)
-    of_clusters = cluster_to_class(subject.clusters, bank_labels, num_classes=classes)
-    return {"clusters": cluster_accuracy(found, labels.cpu(), of_clusters)}
+    return {"clusters": alignment(subject.clusters, bank_labels, found, labels, num_classes=classes)}
 
 
 def _few_labels(subject: Subject) -> Values:
@@ -153,7 +153,7 @@ def _few_labels(subject: Subject) -> Values:
 
 
 def _retrieval(subject: Subject) -> Values:
-    found = recall_at(subject.output(TEST, "embedding"), subject.labels(TEST))
+    found = recall_at(subject.output(TEST, EMBEDDING), subject.labels(TEST))
     return {f"recall@{k}": value for k, value in found.items()}
 
 
@@ -201,10 +201,10 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "clusters": _judges_features(_clusters),
     "few_labels": _judges_features(_few_labels),
     "retrieval": Protocol(_retrieval, frozenset({_TEST}), features=True),
-    "agreement": _compares(_agreement, "logits"),
-    "correlation": _compares(_correlation, "logits"),
-    "neighbours": _compares(partial(_alike, f"neighbours@{NEIGHBOURS}"), "embedding"),
-    "cka": _compares(partial(_alike, "cka"), "embedding"),
+    "agreement": _compares(_agreement, LOGITS),
+    "correlation": _compares(_correlation, LOGITS),
+    "neighbours": _compares(partial(_alike, f"neighbours@{NEIGHBOURS}"), EMBEDDING),
+    "cka": _compares(partial(_alike, "cka"), EMBEDDING),
     "cost": Protocol(_cost),
 }
 """Every protocol of ``protocol_names.PROTOCOLS``."""

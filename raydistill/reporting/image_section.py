@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from raydistill.errors import DataError
-from raydistill.reporting.pictures import Album
+from raydistill.reporting.pictures import Album, Albums
 from raydistill.reporting.runs import RunRecord
 from raydistill.reporting.tables import Change
 
@@ -41,11 +41,11 @@ class Strip:
     reason: str = ""
 
 
-def changed_images(change: Change) -> Strip:
+def changed_images(change: Change, albums: Albums) -> Strip:
     """Show the test images that a distilled student gains and loses most surely against the student alone."""
     heading = f"{change.label} against {change.against}"
     try:
-        album = Album.of_test_images(change.record.config.get("data") or {})
+        album = albums.test(change.record.config.get("data") or {})
         rows = [
             _changed(album, "right with the teacher, wrong without", change.gain[change.gain > 0]),
             _changed(album, "wrong with the teacher, right without", -change.gain[change.gain < 0]),
@@ -55,11 +55,11 @@ def changed_images(change: Change) -> Strip:
     return Strip(heading, [row for row in rows if row.pictures])
 
 
-def neighbours_and_clusters(name: str, record: RunRecord) -> Strip:
+def neighbours_and_clusters(name: str, record: RunRecord, albums: Albums) -> Strip:
     """Show test images with the training images that networks see nearest to them, and images of some clusters."""
     data = record.config.get("data") or {}
     try:
-        test, train = Album.of_test_images(data), Album.of_training_images(data)
+        test, train = albums.test(data), albums.training(data)
         rows = [
             row for query in record.panels.neighbours for row in _neighbours(query.query, query.nearest, test, train)
         ]

@@ -18,6 +18,7 @@ from raydistill.files import make_folders, write_atomically
 from raydistill.methods.describe import describe
 from raydistill.methods.registry import METHODS
 from raydistill.reporting.image_section import changed_images, neighbours_and_clusters
+from raydistill.reporting.pictures import Albums
 from raydistill.reporting.reading import section
 from raydistill.reporting.runs import RunRecord, load_runs
 from raydistill.reporting.summary import sentences
@@ -74,7 +75,7 @@ def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
     # matplotlib takes most of a second to import; errors in the runs are found before that.
     from raydistill.reporting import plots
 
-    frame = comparison(records)
+    frame, albums = comparison(records), Albums()
     names = _unique_names(records)
     named = list(zip(names, records, strict=True))
     validated, losing = _grouped(records, "val/top1"), _grouped(records, "train/loss")
@@ -90,9 +91,9 @@ def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
         "correlations": [
             plots.correlation_map(name, record.correlation) for name, record in named if len(record.correlation)
         ],
-        "changed": [changed_images(change) for change in changes(records)],
+        "changed": [changed_images(change, albums) for change in changes(records)],
         "seen": [
-            neighbours_and_clusters(name, record)
+            neighbours_and_clusters(name, record, albums)
             for name, record in named
             if record.panels.neighbours or record.panels.clusters
         ],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -69,6 +70,28 @@ class Album:
         """Return the images' classes."""
         assert self._images.labels is not None
         return [int(self._images.labels[self._positions[int(number)]]) for number in ids]
+
+
+class Albums:
+    """Albums that are opened once, however many runs have used their images."""
+
+    def __init__(self) -> None:
+        """None is open yet."""
+        self._open: dict[tuple[str, str], Album] = {}
+
+    def test(self, data: Mapping[str, Any]) -> Album:
+        """``Album.of_test_images``."""
+        return self._opened("test", Album.of_test_images, data)
+
+    def training(self, data: Mapping[str, Any]) -> Album:
+        """``Album.of_training_images``."""
+        return self._opened("training", Album.of_training_images, data)
+
+    def _opened(self, part: str, read: Callable[[Mapping[str, Any]], Album], data: Mapping[str, Any]) -> Album:
+        key = part, json.dumps(data, sort_keys=True, default=str)
+        if key not in self._open:
+            self._open[key] = read(data)
+        return self._open[key]
 
 
 def _section(data: Mapping[str, Any]) -> DataConfig:

@@ -98,12 +98,9 @@ def comparison(records: Iterable[RunRecord], baseline: Sequence[str] = STUDENT_A
         values.
     """
     records = list(records)
-    measured = [record for record in records if record.kind == "train" and record.top1 is not None]
-    groups = _groups(measured, tuple(baseline))
-    alone = [group for group in groups if group.methods == tuple(baseline)]
+    alone, distilled = _students(records, tuple(baseline))
     rows = [_row("teacher", teacher, None) for teacher in _teachers(records)]
     rows += [_row("student alone", group, None) for group in alone]
-    distilled = [group for group in groups if group.methods != tuple(baseline)]
     rows += [
         _row("distilled", group, _counterpart(group, alone))
         for group in sorted(distilled, key=lambda group: -group.mean)
@@ -126,12 +123,10 @@ class Change:
 
 def changes(records: Iterable[RunRecord], baseline: Sequence[str] = STUDENT_ALONE) -> list[Change]:
     """Return the gain of each distilled student whose predictions, and those of the student alone, are known."""
-    measured = [record for record in records if record.kind == "train" and record.top1 is not None]
-    groups = _groups(measured, tuple(baseline))
-    alone = [group for group in groups if group.methods == tuple(baseline)]
+    alone, distilled = _students(records, tuple(baseline))
     found = []
-    for group in groups:
-        against = _counterpart(group, alone) if group not in alone else None
+    for group in distilled:
+        against = _counterpart(group, alone)
         gain = gained(group.rightness, against.rightness) if against is not None else None
         if against is not None and gain is not None:
             found.append(Change(group.label, against.label, group.records[0], gain))
@@ -141,6 +136,14 @@ def changes(records: Iterable[RunRecord], baseline: Sequence[str] = STUDENT_ALON
 def group_label(record: RunRecord) -> str:
     """Return the name that runs of one student and one set of methods share."""
     return record.student if record.kind == "teacher" else f"{record.student}: {' + '.join(record.methods)}"
+
+
+def _students(records: Iterable[RunRecord], baseline: tuple[str, ...]) -> tuple[list[_Group], list[_Group]]:
+    """Return the measured students that learnt alone, and the others."""
+    measured = [record for record in records if record.kind == "train" and record.top1 is not None]
+    groups = _groups(measured, baseline)
+    alone = [group for group in groups if group.methods == baseline]
+    return alone, [group for group in groups if group.methods != baseline]
 
 
 def _groups(records: Sequence[RunRecord], baseline: tuple[str, ...]) -> list[_Group]:
