@@ -169,7 +169,12 @@ def _training(experiment: Experiment, result: Mapping[str, Any]) -> list[Row]:
         ("Seed", str(experiment.seed)),
         ("Workers", str(experiment.scale.workers)),
     ]
-    costs = {"seconds": "Training time (s)", "images_per_s": "Images a second", "teacher_forwards": "Teacher forwards"}
+    costs = {
+        "seconds": "Training time (s)",
+        "images_per_s": "Images a second",
+        "teacher_forwards": "Teacher forwards",
+        "teacher_forwards_saved": "Teacher forwards saved by the cache",
+    }
     spent: list[Row] = [(title, _number(result[key])) for key, title in costs.items() if result.get(key) is not None]
     return [*rows, *spent]
 

@@ -154,6 +154,7 @@ def _cost_row(name: str, record: RunRecord) -> dict[str, Any]:
         "Seconds": None if seconds is None else f"{seconds:,.1f}",
         "Images/s (median)": f"{statistics.median(speeds):,.0f}" if speeds else None,
         "Teacher forwards": _whole(record.result.get("teacher_forwards")),
+        "Saved by the cache": _whole(record.result.get("teacher_forwards_saved")),
     }
 
 

@@ -51,9 +51,9 @@ def fit(
         with session.phases(VALIDATION):
             metrics |= validate(session)
         metrics |= {"images_per_s": session.batching.images_per_epoch / trained, "seconds": meter.seconds}
-        metrics |= {"teacher_forwards": session.teacher_forwards} if session.sources else {}
-        metrics |= session.phases.result()
         session.epoch = epoch + 1
+        metrics |= session.teacher_work
+        metrics |= session.phases.result()
         report({"epoch": session.epoch, **metrics}, session)
 
 

@@ -108,6 +108,7 @@ def result_of(session: Session) -> dict[str, Any]:
         "epochs": session.epoch,
         "images_per_s": session.history[-1]["images_per_s"] if session.history else None,
         "teacher_forwards": session.teacher_forwards,
+        "teacher_forwards_saved": session.teacher_forwards_saved,
         "warnings": [*collapse_warnings(session.history), *history_warnings(session.history, experiment.weights)],
     }
 

@@ -169,6 +169,25 @@ class Session:
         return sum(teacher.forwards for teacher in self.sources)
 
     @property
+    def teacher_forwards_saved(self) -> int:
+        """Images that caches answered for in the epochs that are done, over all workers."""
+        cached = sum(isinstance(teacher, CachedTeacher) for teacher in self.teachers)
+        needs = [self.stages[record["stage"]].needs for record in self.stage_records]
+        views = sum(len(of_stage.teacher) for of_stage in needs)
+        views += self.epoch * len(self.distiller.objective.needs.teacher)
+        return cached * views * self.batching.images_per_epoch
+
+    @property
+    def teacher_work(self) -> dict[str, int]:
+        """What teachers computed so far and what caches spared them, as epochs and results name it."""
+        if not self.sources:
+            return {}
+        return {
+            "teacher_forwards": self.teacher_forwards,
+            "teacher_forwards_saved": self.teacher_forwards_saved,
+        }
+
+    @property
     def progress(self) -> float:
         """Share of all steps of the run that are done, 0 to 1."""
         return self.schedule.last_epoch / (self.experiment.train.epochs * self.steps_per_epoch)

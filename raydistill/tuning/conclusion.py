@@ -24,6 +24,9 @@ from raydistill.tuning.trial_folder import TrialFolder, finalists_of, trials_of
 COUNTED = {"completed": "completed", "stopped_early": "stopped", "failed": "failed"}
 """Key of the result -> status of the trials that it counts."""
 
+TEACHER_WORK = ("teacher_forwards", "teacher_forwards_saved")
+"""What the result adds up over all trials."""
+
 Row = dict[str, Any]
 
 
@@ -72,7 +75,7 @@ def conclude(
         **_on_test_images(winners),
         "trials": len(rows),
         **{key: sum(row["status"] == status for row in rows) for key, status in COUNTED.items()},
-        "teacher_forwards": sum(_last(trial).get("teacher_forwards", 0) for trial in trials),
+        **{key: sum(_last(trial).get(key, 0) for trial in trials) for key in TEACHER_WORK},
     }
 
 
