@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--reduction", type=int, default=3, help="compute")
     parser.add_argument("--grace", type=int, default=2, help="compute: epochs that ASHA lets every trial have")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="compute")
+    parser.add_argument("--ema", type=float, help="compute: judge the students' averages, of this decay, everywhere")
     parser.add_argument("--folder", type=Path, help="compute: where the sweeps are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--stage", choices=sorted(STAGES), help=argparse.SUPPRESS)
@@ -352,6 +353,7 @@ def compute(options: argparse.Namespace, folder: str) -> tuple[Any, dict[str, An
         "folder": str((options.folder or Path(folder)).resolve()),
         "images": options.images or 2000,
         "epochs": options.epochs,
+        "ema": options.ema,
         "reduction": options.reduction,
         "grace": options.grace,
     }
@@ -440,25 +442,26 @@ def show_compute(found: Mapping[str, Any]) -> None:
     )
 
 
-def distilled(root: str, folder: str, images: int, epochs: int) -> dict[str, Any]:
+def distilled(root: str, folder: str, images: int, epochs: int, ema: float | None) -> dict[str, Any]:
     """Distillation from a cached resnet14; 70 % of the images are held out, for a finer metric."""
+    average = {} if ema is None else {"ema": {"decay": ema}}
     return {
         "output": folder,
         "data": {"name": "fashion_mnist", "root": root, "subset": images, "validation": 0.7},
         "teacher": {"model": "resnet14", "weights": f"{folder}/teacher/model.safetensors"},
         "student": {"model": "resnet8"},
         "methods": {"ce": {}, "kd": {}},
-        "train": {"epochs": epochs, "batch_size": 32, "optimizer": {"lr": 0.05}},
+        "train": {"epochs": epochs, "batch_size": 32, "optimizer": {"lr": 0.05}, **average},
         "cache": {"root": f"{folder}/cache", "outputs": ["logits"]},
     }
 
 
-def cached(root: str, folder: str, images: int, epochs: int, **of_asha: int) -> int:
+def cached(root: str, folder: str, images: int, epochs: int, **of_sweep: float | None) -> int:
     """Train a teacher and build its cache; return how all images went through it for that, now or before."""
     from raydistill import build_cache, train_teacher
     from raydistill.config import parse_experiment
 
-    experiment = parse_experiment({"name": "teacher", **distilled(root, folder, images, epochs)})
+    experiment = parse_experiment({"name": "teacher", **distilled(root, folder, images, epochs, None)})
     if not Path(f"{folder}/teacher/_SUCCESS").is_file():
         more = {"data.subset": 4 * images, "data.validation": 0.1, "train.epochs": 4}
         train_teacher(experiment.override(more))
@@ -470,7 +473,16 @@ def cached(root: str, folder: str, images: int, epochs: int, **of_asha: int) -> 
 
 
 def swept(
-    *, root: str, folder: str, images: int, epochs: int, reduction: int, grace: int, seed: int, scheduler: str
+    *,
+    root: str,
+    folder: str,
+    images: int,
+    epochs: int,
+    ema: float | None,
+    reduction: int,
+    grace: int,
+    seed: int,
+    scheduler: str,
 ) -> dict[str, Any]:
     """Run a sweep, or what is left of it."""
     import raydistill
@@ -478,14 +490,15 @@ def swept(
     from raydistill.training.run_folder import CONFIG
 
     kind = f"asha-{reduction}-{grace}" if scheduler == "asha" else "grid"
-    name = f"{kind}-{images}-{epochs}-{seed}"
+    name = f"{kind}-{images}-{epochs}-{seed}" + ("" if ema is None else f"-ema{ema}")
     tune = {
         "samples": 1,
         "concurrent": SLOTS,
         "scheduler": {"name": scheduler, "reduction": reduction, "grace": grace},
         "space": {key: {"grid": values} for key, values in GRID.items()},
     }
-    experiment = parse_experiment({"name": name, "seed": seed, "tune": tune, **distilled(root, folder, images, epochs)})
+    described = distilled(root, folder, images, epochs, ema)
+    experiment = parse_experiment({"name": name, "seed": seed, "tune": tune, **described})
     result = raydistill.tune(experiment, resume=(experiment.folder / CONFIG).is_file())
     trials, spent, seconds = {}, 0, 0.0
     for path in sorted((experiment.folder / "trials").iterdir()):
