@@ -16,10 +16,10 @@ demo: setup
 	$(BIN)/raydistill demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --durations 20
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow -n 2
+	$(BIN)/python -m pytest -m slow -n 2 --durations 20
 
 lint: setup
 	$(BIN)/ruff check .
