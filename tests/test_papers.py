@@ -165,7 +165,7 @@ def test_the_head_tells_the_commands() -> None:
         assert f"#   python experiments/papers/run.py {name}\n" in head
         assert f"#   python experiments/papers/run.py {name} --scale mini\n" in head
         counted = len(expanded(name, "mini"))
-        assert f", reckoned, for {counted} students and a teacher." in head
+        assert f", for {counted} students and a teacher." in head
 
 
 @dataclass
