@@ -67,7 +67,8 @@ class _Run:
         if not self.is_one_pair:
             return None
         others = self.record.config.get("peers") or [_section(self.record.config, "teacher")]
-        return others[0].get("model")
+        model: str | None = others[0].get("model")
+        return model
 
     @cached_property
     def is_one_pair(self) -> bool:
