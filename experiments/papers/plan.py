@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raydistill.config import Experiment, parse_experiment
 from raydistill.config_errors import explain
+from raydistill.data.config import DataConfig
 from raydistill.errors import CacheError, ConfigError, did_you_mean
+from raydistill.reporting.layouts import Layout, load_layout
 from raydistill.section import Count, Section
 from raydistill.teachers.source import check_coverage
 
@@ -31,17 +33,21 @@ class Settings(Section):
 
     ``experiment`` holds the sections of all experiments, ``teacher`` what is different where a teacher is trained.
     ``teachers`` describes those that have another name than their model, or weights of their own, which are then not
-    trained. ``methods`` is the section of each method; of one called ``a+b`` it is that of both, with the weights of
-    ``combined``. ``students`` are dotted keys that hold for one student; those of a method only where it is used.
+    trained; ``teachers_of`` names settings whose teachers these take. ``methods`` is the section of each method; of one
+    called ``a+b`` it is that of both, with the weights of ``combined``. ``students`` are dotted keys that hold for one
+    student; those of a method only where it is used. ``transfer`` are data sets on which features are judged where a
+    layout asks for them, by its labels.
     """
 
     extends: str | None = None
     experiment: dict[str, Any]
     teacher: dict[str, Any] = Field(default_factory=dict)
     teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    teachers_of: str | None = None
     methods: dict[str, dict[str, dict[str, Any]]]
     combined: dict[str, dict[str, Any]] = Field(default_factory=dict)
     students: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    transfer: dict[str, DataConfig] = Field(default_factory=dict)
 
     def section(self, method: str) -> dict[str, dict[str, Any]]:
         """Return the section ``methods`` of an experiment."""
@@ -57,28 +63,55 @@ class Settings(Section):
 
 
 class Scale(Section):
-    """One size of a table: whose settings, which pairs of teacher and student, and how many seeds."""
+    """One size of a table, or a part of it: whose settings, which pairs of teacher and student, and how many seeds.
+
+    A pair without a teacher is that of a student which is its own. ``methods`` are some of the table's. With
+    ``together`` the networks of a pair are trained together, as peers.
+    """
 
     settings: str
-    pairs: tuple[tuple[str, str], ...] = Field(min_length=1)
+    pairs: tuple[tuple[str | None, str], ...] = Field(min_length=1)
     seeds: Count
     methods: tuple[str, ...] = ()
+    together: bool = False
+
+
+class Variant(Section):
+    """A method of the settings, ``of``, with dotted keys of its experiments set to other values."""
+
+    of: str
+    set: dict[str, Any]
 
 
 class Plan(Section):
-    """A table's file. ``skip`` names, for a student, the methods that the paper does not have for it."""
+    """A table's file.
+
+    ``skip`` names, for a student, the methods that the paper does not have for it; ``variants`` describes those of
+    ``methods`` that the settings do not know. A scale has one part or a list of several. ``instead`` says, for a scale,
+    which data set is judged in the place of one that the layout names.
+    """
 
     name: str
     layout: str
     methods: tuple[str, ...] = Field(min_length=1)
+    variants: dict[str, Variant] = Field(default_factory=dict)
     skip: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    scales: dict[ScaleName, Scale]
+    scales: dict[ScaleName, tuple[Scale, ...]]
+    instead: dict[ScaleName, dict[str, str]] = Field(default_factory=dict)
+
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _one_part_needs_no_list(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: [part] if isinstance(part, Mapping) else part for name, part in value.items()}
 
     @model_validator(mode="after")
-    def _scales_take_known_methods(self) -> Plan:
-        for name, scale in self.scales.items():
-            if further := sorted({*scale.methods} - {*self.methods}):
-                raise ValueError(f"scales.{name}.methods: {further[0]} is none of the table's")
+    def _methods_are_the_tables(self) -> Plan:
+        named = {f"scales.{name}.methods": part.methods for name, parts in self.scales.items() for part in parts}
+        for where, methods in {**named, "variants": tuple(self.variants)}.items():
+            if further := sorted({*methods} - {*self.methods}):
+                raise ValueError(f"{where}: {further[0]} is none of the table's")
         return self
 
 
@@ -104,83 +137,106 @@ def load_settings(name: str) -> Settings:
     return _validated(Settings, values, f"settings/{name}")
 
 
+def shown(plan: Plan, scale: ScaleName) -> Layout:
+    """Return the table's layout, whose measures are those of the data sets that the scale has in place of others."""
+    layout, instead = load_layout(plan.layout), plan.instead.get(scale, {})
+
+    def renamed(metric: str | None) -> str | None:
+        label, slash, name = (metric or "").rpartition("/")
+        return f"{instead.get(label, label)}/{name}" if slash else metric
+
+    columns = [column.model_copy(update={"metric": renamed(column.metric)}) for column in layout.columns]
+    return layout.model_copy(update={"columns": tuple(columns)})
+
+
+def transfer(plan: Plan, scale: ScaleName) -> dict[str, DataConfig]:
+    """Return the data sets on which features can be judged, by their labels."""
+    return {label: data for _, settings in _parts(plan, scale) for label, data in settings.transfer.items()}
+
+
 def teachers(plan: Plan, scale: ScaleName) -> list[Experiment]:
     """Return an experiment for each teacher that has to be trained."""
-    size = _size(plan, scale)
-    settings = load_settings(size.settings)
-    found = []
-    for name in dict.fromkeys(teacher for teacher, _ in size.pairs):
-        described = _teacher(size.settings, settings, name)
-        if "layout" not in described:
-            values = {
-                **_merged(settings.experiment, settings.teacher),
-                "name": f"{size.settings}-teacher-{_word(name)}",
-                "output": RUNS,
-                "teacher": described,
-                "student": {"model": described["model"]},
-                "methods": {"ce": {}},
-            }
-            found.append(parse_experiment(values, origin=f"{plan.name}, teacher {name}"))
-    return found
+    found = {}
+    for part, settings in _parts(plan, scale):
+        where = settings.teachers_of or part.settings
+        trained = load_settings(where)
+        for name in filter(None, (teacher for teacher, _ in part.pairs)):
+            described = _teacher(part.settings, settings, name)
+            if "layout" not in described:
+                values = {
+                    **_merged(trained.experiment, trained.teacher),
+                    "name": f"{where}-teacher-{_word(name)}",
+                    "output": RUNS,
+                    "teacher": described,
+                    "student": {"model": described["model"]},
+                    "methods": {"ce": {}},
+                }
+                experiment = parse_experiment(values, origin=f"{plan.name}, teacher {name}")
+                found.setdefault(experiment.name, experiment)
+    return list(found.values())
 
 
 def students(
     plan: Plan, scale: ScaleName, seeds: int | None = None, methods: Sequence[str] | None = None
 ) -> list[Experiment]:
-    """Return an experiment for each seed, pair and method, seed by seed.
+    """Return an experiment for each seed, pair and method: part by part, and there seed by seed.
 
     Tables of the same settings share runs. A teacher runs live where the cache cannot hold what the method sees.
 
     Raises:
         ConfigError: for methods that the table does not have, and for every mistake in the files.
     """
-    size = _size(plan, scale)
-    known = size.methods or plan.methods
+    parts = list(_parts(plan, scale))
+    known = list(dict.fromkeys(method for part, _ in parts for method in part.methods or plan.methods))
     for method in methods or ():
         if method not in known:
             near = did_you_mean(method, known)
             raise ConfigError(f"--methods {method}: not in {plan.name}{near} (it has: {', '.join(known)})")
-    settings = load_settings(size.settings)
-    found = {
-        experiment.name: experiment
-        for teacher, student in size.pairs
-        for method in methods or known
-        if method not in plan.skip.get(student, ())
-        for experiment in [_student(size.settings, settings, (teacher, student), method)]
-    }
-    return [
-        experiment.model_copy(update={"name": f"{name}-seed{seed}", "seed": seed})
-        for seed in range(seeds or size.seeds)
-        for name, experiment in found.items()
-    ]
+    found: dict[str, Experiment] = {}
+    for part, settings in parts:
+        chosen = [method for method in part.methods or plan.methods if not methods or method in methods]
+        of_part = [
+            _student(plan, part, settings, pair, method)
+            for pair in part.pairs
+            for method in chosen
+            if method not in plan.skip.get(pair[1], ())
+        ]
+        for seed in range(seeds or part.seeds):
+            for each in of_part:
+                name = f"{each.name}-seed{seed}"
+                found.setdefault(name, each.model_copy(update={"name": name, "seed": seed}))
+    return list(found.values())
 
 
-def _student(where: str, settings: Settings, pair: tuple[str, str], method: str) -> Experiment:
+def _student(plan: Plan, part: Scale, settings: Settings, pair: tuple[str | None, str], method: str) -> Experiment:
     """Return the experiment of one method and pair, named for all of its seeds."""
-    teacher, student = pair
-    section = settings.section(method)
-    networks = [student] if method == ALONE else [teacher, student]
+    teacher, student = pair if method != ALONE else (None, pair[1])
+    variant = plan.variants.get(method, Variant(of=method, set={}))
+    section = settings.section(variant.of)
+    words = filter(None, [part.settings, teacher, student, method, teacher and part.together and "together"])
     values: dict[str, Any] = {
         **settings.experiment,
-        "name": "-".join(map(_word, [where, *networks, method])),
+        "name": "-".join(map(_word, words)),
         "output": RUNS,
         "student": {"model": student},
         "methods": section,
     }
-    if method != ALONE:
-        values["teacher"] = _teacher(where, settings, teacher)
+    if teacher is not None and part.together:
+        values["peers"] = [{"model": teacher}]
+    elif teacher is not None:
+        values["teacher"] = _teacher(part.settings, settings, teacher)
     own = {
         key: value
         for key, value in settings.students.get(student, {}).items()
         if not key.startswith("methods.") or key.split(".")[1] in section
-    }
-    experiment = parse_experiment(values, origin=f"settings/{where}, {method}")
+    } | variant.set
+    experiment = parse_experiment(values, origin=f"settings/{part.settings}, {method}")
     return _from_cache_where_possible(experiment.override(own) if own else experiment)
 
 
 def _teacher(where: str, settings: Settings, name: str) -> dict[str, Any]:
-    own = {"model": name, "weights": f"{RUNS}/{where}-teacher-{_word(name)}/model.safetensors"}
-    return own | settings.teachers.get(name, {})
+    folder = f"{RUNS}/{settings.teachers_of or where}-teacher-{_word(name)}"
+    return {"model": name, "weights": f"{folder}/model.safetensors"} | settings.teachers.get(name, {})
 
 
 def _from_cache_where_possible(experiment: Experiment) -> Experiment:
@@ -194,10 +250,11 @@ def _from_cache_where_possible(experiment: Experiment) -> Experiment:
     return experiment
 
 
-def _size(plan: Plan, scale: ScaleName) -> Scale:
+def _parts(plan: Plan, scale: ScaleName) -> Iterator[tuple[Scale, Settings]]:
     if scale not in plan.scales:
         raise ConfigError(f"{plan.name}: has no scale '{scale}' (it has: {', '.join(plan.scales)})")
-    return plan.scales[scale]
+    for part in plan.scales[scale]:
+        yield part, load_settings(part.settings)
 
 
 def _word(name: str) -> str:
@@ -222,9 +279,10 @@ def _validated(model: type[_Section], values: dict[str, Any], origin: str) -> _S
 
 
 def caches(experiments: Iterable[Experiment]) -> list[Experiment]:
-    """Return, for each teacher whose cache is read, one of the experiments that reads it."""
+    """Return, for each cache that is read, one of the experiments that read it."""
     first: dict[str, Experiment] = {}
     for experiment in experiments:
         if experiment.reads_cache and experiment.teacher is not None:
-            first.setdefault(str(experiment.teacher.weights), experiment)
+            holds = (experiment.teacher, experiment.data, experiment.cache)
+            first.setdefault(" ".join(part.model_dump_json() for part in holds), experiment)
     return list(first.values())

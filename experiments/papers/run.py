@@ -11,21 +11,24 @@ of the same settings share theirs. The table is written to runs/papers/ as Markd
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from plan import RUNS, Plan, ScaleName, caches, load_plan, students, table_names, teachers
+from plan import RUNS, Plan, ScaleName, caches, load_plan, shown, students, table_names, teachers, transfer
 
 from raydistill import build_cache
 from raydistill.config import Experiment
+from raydistill.data.config import DataConfig
 from raydistill.display import rows, say
 from raydistill.errors import RaydistillError
+from raydistill.evaluation.card_files import CARD
 from raydistill.files import make_folders, write_atomically
 from raydistill.protocol_names import PROTOCOLS
 from raydistill.reporting.compare import pivot
-from raydistill.reporting.layouts import Layout, load_layout
+from raydistill.reporting.layouts import Layout
 from raydistill.reporting.rendering import filled, rendered
 from raydistill.reporting.runs import load_runs
 
@@ -33,7 +36,11 @@ sys.path.append(str(Path(__file__).parents[1] / "fashion-mnist"))
 from running import taught, trained
 
 MEASURED = {
-    "few_labels": ("one_shot", "nn1@1%", "nn1@10%", "linear_top1@1%", "linear_top1@10%"),
+    "few_labels": (
+        *("one_shot", "nn1@1%", "nn1@10%", "linear_top1@1%", "linear_top1@10%"),
+        *("linear_top5@1%", "linear_top5@10%"),
+    ),
+    "retrieval": ("recall@1", "recall@2", "recall@4", "recall@8"),
     "cost": ("parameters", "mult_adds", "latency_p50_ms"),
 }
 """What layouts ask for by another name than that of its protocol."""
@@ -75,14 +82,14 @@ def _done(experiment: Experiment) -> str:
 
 def make(plan: Plan, scale: ScaleName, teaching: Sequence[Experiment], learning: Sequence[Experiment]) -> None:
     """Train, fill the layout and print it."""
-    layout = load_layout(plan.layout)
+    layout = shown(plan, scale)
     runs = [Path(taught(each)) for each in teaching]
     for each in caches(learning):
         with rows("teacher") as progress:
             built = build_cache(each, progress=progress)
         say(f"cache: {built.computed_rows} rows computed, {built.reused_rows} reused, {built.seconds:.0f} s")
     runs += [Path(trained(each)["run"]) for each in learning]
-    measure(runs, layout)
+    measure([*teaching, *learning], layout, transfer(plan, scale))
     table = filled(pivot(load_runs(runs), layout))
     make_folders(Path(RUNS))
     written = Path(RUNS) / f"{plan.name}-{scale}.md"
@@ -91,16 +98,26 @@ def make(plan: Plan, scale: ScaleName, teaching: Sequence[Experiment], learning:
     print(f"table: {written}", file=sys.stderr)
 
 
-def measure(runs: Sequence[Path], layout: Layout) -> None:
-    """Write the report cards that a layout asks for and that are not there."""
-    from raydistill.evaluation.card import examine_run, write_card
+def measure(experiments: Sequence[Experiment], layout: Layout, transfer: Mapping[str, DataConfig]) -> None:
+    """Add to the report cards of finished runs what a layout asks for and they do not have."""
+    from raydistill.evaluation.card import Card, examine_run, write_card
 
-    asked = {layout.measure(row, column).metric for row in layout.rows for column in layout.columns} - {"top1"}
-    wanted = [name for name in PROTOCOLS if asked & {name, *MEASURED.get(name, ())}]
-    for run in runs if wanted else ():
-        if not (run / "card.json").is_file():
-            say(f"{run.name}: measuring {', '.join(wanted)}")
-            write_card(run, examine_run(run, wanted))
+    asked = {layout.measure(row, column).metric for row in layout.rows for column in layout.columns} - {"top1", None}
+    for run in [each.folder for each in experiments]:
+        known = json.loads((run / CARD).read_text()) if (run / CARD).is_file() else {}
+        missing = [str(metric).rpartition("/") for metric in asked - known.get("student", {}).keys()]
+        data = {label: transfer[label].model_dump(mode="json") for label, _, _ in missing if label in transfer}
+        wanted = protocols_of([name for label, _, name in missing if not label or label in data])
+        if wanted:
+            say(f"{run.name}: measuring {', '.join(wanted)}{' on ' * bool(data)}{', '.join(data)}")
+            found = examine_run(run, wanted, overrides=[f"evaluate.transfer={json.dumps(data)}"])
+            values = {role: known.get(role, {}) | found.values.get(role, {}) for role in {**known, **found.values}}
+            write_card(run, Card(values, found.subjects))
+
+
+def protocols_of(measures: Collection[str]) -> list[str]:
+    """Return the protocols that give some measures."""
+    return [name for name in PROTOCOLS if {*measures} & {name, *MEASURED.get(name, ())}]
 
 
 if __name__ == "__main__":

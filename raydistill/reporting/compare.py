@@ -24,6 +24,10 @@ _ARROWS = {BETTER: UP, WORSE: DOWN}
 PLACED = ""
 """What is told of a run that is in the table."""
 
+PEER = "peer1"
+MUTUAL = ("mutual", "peer")
+"""Roles of networks that learned from each other."""
+
 CELL_COLUMNS = ["row", "column", "mean", "std", "n", "published", "published_std", "arrow"]
 
 
@@ -59,13 +63,22 @@ class _Run:
 
     @cached_property
     def teacher(self) -> str | None:
-        """The teacher's model, where there is just one."""
-        return _section(self.record.config, "teacher").get("model") if self.is_one_pair else None
+        """The model of the teacher, or of the peer, where there is just one."""
+        if not self.is_one_pair:
+            return None
+        others = self.record.config.get("peers") or [_section(self.record.config, "teacher")]
+        model: str | None = others[0].get("model")
+        return model
 
     @cached_property
     def is_one_pair(self) -> bool:
-        """Whether no more than one teacher and one student are in it."""
-        return not self.record.config.get("ensemble") and not self.record.config.get("peers")
+        """Whether no more than one teacher or peer and one student are in it."""
+        return not self.record.config.get("ensemble") and len(self.record.config.get("peers") or ()) <= 1
+
+    @cached_property
+    def is_mutual(self) -> bool:
+        """Whether its networks learned from each other."""
+        return bool(self.record.config.get("peers"))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -136,13 +149,15 @@ def _further_columns(runs: Sequence[_Run], layout: Layout) -> list[Column]:
     further: dict[str, Column] = {}
     labels = {column.label for column in layout.columns}
     measures = dict.fromkeys(_own_measure(column) for column in layout.columns)
+    of_pairs = any(column.teacher for column in layout.columns)
     for run in runs:
-        in_a_row = any(row.role in ("distilled", "any") and _in_row(run, row, layout) for row in layout.rows)
-        if not in_a_row or run.teacher is None or any(_in_column(run, column) for column in layout.columns):
+        in_a_row = any(row.role not in ("teacher", "student") and _in_row(run, row, layout) for row in layout.rows)
+        is_pair = run.teacher is not None
+        if not in_a_row or (of_pairs and not is_pair) or any(_in_column(run, column) for column in layout.columns):
             continue
         for measure in measures:
-            pair = f"{run.teacher} \N{RIGHTWARDS ARROW} {run.record.student}"
-            label = pair if len(measures) == 1 else f"{pair}, {'error of ' * measure.error}{measure.metric}"
+            pair = f"{run.teacher} \N{RIGHTWARDS ARROW} {run.record.student}" if is_pair else run.record.student
+            label = pair if measure.metric is None else f"{pair}, {'error of ' * measure.error}{measure.metric}"
             label = f"{label} (ours)" if label in labels else label
             shown = measure.model_dump()
             further[label] = Column(label=label, teacher=run.teacher, student=run.record.student, **shown)
@@ -161,7 +176,7 @@ def _ours(runs: Sequence[_Run], row: Row, column: Column, layout: Layout, used: 
     values = {}
     for position, run in enumerate(runs):
         if _in_row(run, row, layout) and _in_column(run, column, any_teacher=row.role == "student"):
-            value = _value(run.record, "student", measure)
+            value = _value(run.record, PEER if row.role == "peer" else "student", measure)
             if value is None:
                 used.setdefault(position, _unmeasured(measure))
             else:
@@ -221,6 +236,8 @@ def _by_seed(runs: Sequence[_Run], values: Mapping[int, float]) -> dict[object, 
 def _in_row(run: _Run, row: Row, layout: Layout) -> bool:
     if run.record.kind != "train" or not run.is_one_pair or row.role == "teacher":
         return False
+    if run.is_mutual != (row.role in MUTUAL):
+        return False
     if row.role == "any":
         return run.has(row.settings)
     methods = () if row.role == "student" else row.methods
@@ -238,8 +255,9 @@ def _value(record: RunRecord, role: str, measure: Measure) -> float | None:
     if measure.metric is None:
         return None
     found = record.card.get(role, {}).get(measure.metric)
-    if role == "student" and measure.metric == "top1" and record.top1 is not None:
-        found = record.top1
+    in_result = {"student": record.top1, PEER: record.result.get(f"{PEER}_top1")}
+    if measure.metric == "top1" and in_result.get(role) is not None:
+        found = in_result[role]
     return None if found is None else measure.shown(float(found))
 
 

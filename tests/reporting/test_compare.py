@@ -167,6 +167,35 @@ def test_a_pair_that_the_paper_does_not_have_gets_a_column() -> None:
     assert not unplaced(table)
 
 
+def test_a_pairs_own_column_tells_what_it_shows_where_columns_differ_in_that() -> None:
+    columns = [{"label": "A → B", "teacher": "wrn_16_2", "student": "resnet8", "metric": "stl10/linear"}]
+    rows = [{"label": "KD", "methods": ["kd"], "values": [70.0]}]
+    layout = parse_layout("elsewhere", LAYOUT.model_dump(exclude={"name"}) | {"columns": columns, "rows": rows})
+    record = run(80.0, "ce", "kd", teacher="resnet20", card={"student": {"stl10/linear": 60.0}})
+    table = pivot([record], layout)
+    assert cell(table, "KD", "resnet20 → resnet8, stl10/linear")["mean"] == 60.0
+
+
+def test_a_network_without_a_teacher_gets_a_column_where_the_paper_has_none_either() -> None:
+    layout = load_layout("protocpc-table6")
+    table = pivot([run(None, "dino", teacher=None, card={"student": {"knn": 60.0}})], layout)
+    assert cell(table, "DINO", "resnet8, knn")["mean"] == 60.0 and not unplaced(table)
+
+
+def test_networks_that_learned_together_have_rows_of_their_own() -> None:
+    layout = load_layout("crd-table9")
+    together = run(70.0, "ce", "kd", student="wrn_16_2", teacher=None, sections={"peers": [{"model": "wrn_40_2"}]})
+    together.result["peer1_top1"] = 75.0  # type: ignore[index]
+    apart = run(60.0, "ce", "kd", student="wrn_16_2", teacher="wrn_40_2")
+    table = pivot([together, apart], layout)
+    pair = "WRN-40-2 → WRN-16-2"
+    assert (cell(table, "KD, student", pair)["mean"], cell(table, "KD, teacher", pair)["mean"]) == (70.0, 75.0)
+    (told,) = unplaced(table)
+    assert str(apart.path) in told and "no row has the methods ce + kd" in told
+    other = pivot([together], load_layout("crd-table1"))
+    assert not other.cells["n"].any() and len(unplaced(other)) == 1
+
+
 @pytest.mark.parametrize(
     ("odd", "said"),
     [

@@ -72,7 +72,7 @@ def test_a_layout_asks_for_networks_methods_and_measures_that_exist(layout: Layo
             check_name(model)
     for row in layout.rows:
         assert {*(row.methods or ()), *layout.implied} <= set(METHODS)
-        assert (row.methods is None) or row.role == "distilled"
+        assert (row.methods is None) or row.role in ("distilled", "mutual", "peer")
     metrics = {part.metric for part in (*layout.rows, *layout.columns)} | {layout.metric}
     assert {metric.rpartition("/")[2] for metric in metrics if metric is not None} <= MEASURED
 
