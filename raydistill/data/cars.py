@@ -57,7 +57,7 @@ def read(config: DataConfig, split: Split) -> ImageSet:
 
 
 def _is_class(label: object) -> bool:
-    return isinstance(label, int | np.integer) and 1 <= label <= _CLASSES
+    return isinstance(label, int | np.integer) and 1 <= int(label) <= _CLASSES
 
 
 def _test_list(folder: Path) -> Path:
