@@ -24,6 +24,7 @@ PROTOCOLS: Mapping[str, str] = MappingProxyType(
         "clusters": "k-means clusters matched with classes (CompRes, section 4)",
         "few_labels": "one image a class, ten times drawn, and 1 % and 10 % of the labels (CompRes, Tables 3 and 6)",
         "retrieval": "share of test images with one of their class among the nearest 1, 2, 4 and 8 others",
+        "map": "mean average precision where images show several classes, linear, 11-point (CompRes, Table 7)",
         "agreement": "share of test images that student and teacher put into the same class",
         "correlation": "mean difference between the correlations of student's and teacher's logits (CRD, Figure 2)",
         "neighbours": "share of ten nearest neighbours that student and teacher have in common",

@@ -24,7 +24,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "synthetic_classes": ("synthetic",),
     "synthetic_image_size": ("synthetic",),
     "synthetic_channels": ("synthetic",),
-    "num_classes": ("image_folder", "parquet"),
+    "num_classes": ("image_folder", "parquet", "voc07"),
 }
 
 # Operations that the first caches did not know.

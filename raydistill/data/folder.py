@@ -1,17 +1,16 @@
-"""Folders of encoded images: a folder for each class, no classes at all, or the layout of Tiny ImageNet."""
+"""Folders of encoded images: a folder for each class, none at all, or the layouts of Tiny ImageNet and Places365."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raydistill.data.encoded import Files
-from raydistill.data.image_set import ImageSet, Split, choose_subset
+from raydistill.data import places
+from raydistill.data.image_set import ImageSet, Split
+from raydistill.data.listed import open_files, read_lines
 from raydistill.data.modalities import check_pairs, pair_name
-from raydistill.data.opening import open_images
 from raydistill.errors import DataError
 from raydistill.lazy import torch
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 _ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
+_NESTED: Mapping[str, str] = {"tiny_imagenet": "tiny-imagenet-200", "places365": "places365_standard"}
 _Labelled = tuple[Path, int | None]
 
 
@@ -32,17 +32,13 @@ def read(config: DataConfig, split: Split) -> ImageSet:
         DataError: a folder is missing or empty, classes of train and test differ, images are damaged or training
             images lack their partners.
     """
-    root = Path(str(config.root))
-    if config.name == "tiny_imagenet":
-        root = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
-        files, classes = _list_tiny(root, split)
-    else:
-        files, classes = _list_plain(root, split)
+    root = _root(config)
+    files, num_classes = _list_images(config, root, split)
     partners = _partners_root(config)
     if partners is not None and split == "train":
         other_files, _ = _list_plain(partners, split)
         check_pairs(root, (path for path, _ in files), partners, (path for path, _ in other_files))
-    return _load(config, split, root, files, len(classes))
+    return _load(config, split, root, files, num_classes)
 
 
 def has_test_images(config: DataConfig) -> bool:
@@ -54,31 +50,35 @@ def class_names(config: DataConfig) -> tuple[str, ...]:
     """Names of the classes in the order of their numbers: those of the training folder's folders; none elsewhere."""
     if config.known.reader != __name__:
         return ()
-    root = Path(str(config.root))
-    nested = root / "tiny-imagenet-200"
-    root = nested if config.name == "tiny_imagenet" and nested.is_dir() else root
+    root = _root(config)
     return tuple(_classes(root / "train")) if (root / "train").is_dir() else ()
-
-
-def path_id(path: str) -> int:
-    """A stable number of 63 bits for a path or another name."""
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _load(config: DataConfig, split: Split, root: Path, files: Sequence[_Labelled], num_classes: int) -> ImageSet:
     paired = _partners_root(config) is not None
     names = [pair_name(path, root) if paired else path.relative_to(root).as_posix() for path, _ in files]
-    ids = torch.tensor([path_id(name) for name in names], dtype=torch.int64)
-    if split == "train":
-        chosen = choose_subset(ids, config)
-        ids, files = ids[chosen], [files[position] for position in chosen.tolist()]
     labels = torch.tensor([label for _, label in files], dtype=torch.int64) if num_classes else None
-    encoded = Files.of([path for path, _ in files])
-    return open_images(config, encoded, ids, labels, num_classes=num_classes)
+    return open_files(config, split, names, [path for path, _ in files], labels=labels, num_classes=num_classes)
 
 
-def _list_plain(root: Path, split: Split) -> tuple[list[_Labelled], list[str]]:
-    """Images below the split's folder with their labels, and the classes of the training folder."""
+def _root(config: DataConfig) -> Path:
+    """The folder that holds the splits' folders."""
+    root = Path(str(config.root))
+    nested = root / _NESTED.get(config.name, "")
+    return nested if nested.is_dir() else root
+
+
+def _list_images(config: DataConfig, root: Path, split: Split) -> tuple[Sequence[_Labelled], int]:
+    """Images with their labels, and the number of classes."""
+    if config.name == "tiny_imagenet":
+        return _list_tiny(root, split)
+    if config.name == "places365" and not (root / "train").is_dir():
+        return places.list_images(root, split), places.CLASSES
+    return _list_plain(root, split)
+
+
+def _list_plain(root: Path, split: Split) -> tuple[list[_Labelled], int]:
+    """Images below the split's folder with their labels, and the number of the training folder's classes."""
     folder = _split_folder(root, split)
     classes = _classes(_split_folder(root, "train"))
     found = _classes(folder)
@@ -92,36 +92,32 @@ def _list_plain(root: Path, split: Split) -> tuple[list[_Labelled], list[str]]:
     if classes and direct:
         raise DataError(f"{direct[0]}: an image beside class folders; move it into one of them")
     if not classes:
-        return _not_empty([(path, None) for path in direct], folder), []
+        return _not_empty([(path, None) for path in direct], folder), 0
     files: list[_Labelled] = []
     for label, name in enumerate(classes):
         images = _images_below(folder / name)
         if not images:
             raise DataError(f"{folder / name}: a class without an image")
         files += [(path, label) for path in images]
-    return files, classes
+    return files, len(classes)
 
 
-def _list_tiny(root: Path, split: Split) -> tuple[list[_Labelled], list[str]]:
+def _list_tiny(root: Path, split: Split) -> tuple[list[_Labelled], int]:
     classes = _classes(_split_folder(root, "train"))
     labels = {name: label for label, name in enumerate(classes)}
     if split == "train":
         files: list[_Labelled] = [
             (path, label) for name, label in labels.items() for path in _images_below(root / "train" / name / "images")
         ]
-        return _not_empty(files, root / "train"), classes
+        return _not_empty(files, root / "train"), len(classes)
     annotations = root / "val" / "val_annotations.txt"
-    try:
-        lines = annotations.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{annotations}: cannot be read ({error})") from error
     files = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(annotations), start=1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in labels:
             raise DataError(f"{annotations}:{number}: expected a file name and a class of the training images")
         files.append((root / "val" / "images" / fields[0], labels[fields[1]]))
-    return _not_empty(sorted(files), annotations), classes
+    return _not_empty(sorted(files), annotations), len(classes)
 
 
 def _partners_root(config: DataConfig) -> Path | None:

@@ -37,8 +37,10 @@ class ImageSet(ABC):
 
     Attributes:
         labels: int64 [N] in [0, num_classes), or ``None`` where there are none.
+        targets: int8 [N, C] of images that may show several classes, which have no labels: 1 where an image shows the
+            class, -1 where it does not, 0 where that is not to be judged; else ``None``.
         ids: int64 [N], unique; an image keeps its id whatever subset or order it is in.
-        num_classes: number of classes; without labels what ``data.num_classes`` says, or 0.
+        num_classes: number of classes; without labels what ``data.num_classes`` says, else that of the targets, or 0.
         mean: of each channel, for pixels in [0, 1].
         std: of each channel, for pixels in [0, 1].
         skipped: the images that could not be decoded.
@@ -54,6 +56,7 @@ class ImageSet(ABC):
     skipped: tuple[Skipped, ...] = ()
     digests: Tensor | None = None
     modality: ModalityName = "rgb"
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -86,6 +89,7 @@ class ImageSet(ABC):
         return replace(
             self,
             labels=None if self.labels is None else self.labels[positions],
+            targets=None if self.targets is None else self.targets[positions],
             ids=self.ids[positions],
             digests=None if self.digests is None else self.digests[positions],
         )
@@ -181,7 +185,7 @@ def describe(config: DataConfig, ids: Tensor, labels: Tensor | None, *, num_clas
     if len(mean) != channels:
         raise DataError(f"data.mean and data.std have {len(mean)} channels, images of '{config.name}' {channels}")
     if labels is None:
-        num_classes = config.num_classes or 0
+        num_classes = config.num_classes or num_classes
     elif config.num_classes not in (None, num_classes):
         raise DataError(
             f"data.num_classes = {config.num_classes}: for images without labels, but those of '{config.name}' have "

@@ -56,6 +56,7 @@ MODALITIES: Mapping[str, Modality] = MappingProxyType(
 
 DATA_SETS: Mapping[str, KnownSet] = MappingProxyType(
     {
+        "cars196": KnownSet("raydistill.data.cars", _IMAGENET_MEAN, _IMAGENET_STD, num_classes=196, decodes=True),
         "cifar10": KnownSet(
             "raydistill.data.binary",
             (0.4914, 0.4822, 0.4465),
@@ -72,6 +73,7 @@ DATA_SETS: Mapping[str, KnownSet] = MappingProxyType(
             num_classes=100,
             can_download=True,
         ),
+        "cub200": KnownSet("raydistill.data.cub", _IMAGENET_MEAN, _IMAGENET_STD, num_classes=200, decodes=True),
         "digits": KnownSet(
             "raydistill.data.embedded",
             (0.3053,),
@@ -88,6 +90,7 @@ DATA_SETS: Mapping[str, KnownSet] = MappingProxyType(
             "raydistill.data.idx", (0.1307,), (0.3081,), shape=(1, 28, 28), num_classes=10, can_download=True
         ),
         "parquet": KnownSet("raydistill.data.tabular", _IMAGENET_MEAN, _IMAGENET_STD, decodes=True),
+        "places365": KnownSet("raydistill.data.folder", _IMAGENET_MEAN, _IMAGENET_STD, num_classes=365, decodes=True),
         "stl10": KnownSet(
             "raydistill.data.binary",
             (0.4467, 0.4398, 0.4066),
@@ -104,5 +107,6 @@ DATA_SETS: Mapping[str, KnownSet] = MappingProxyType(
             num_classes=200,
             decodes=True,
         ),
+        "voc07": KnownSet("raydistill.data.voc", _IMAGENET_MEAN, _IMAGENET_STD, num_classes=20, decodes=True),
     }
 )

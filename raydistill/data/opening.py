@@ -53,9 +53,15 @@ class Checked:
 
 
 def open_images(
-    config: DataConfig, encoded: Encoded, ids: Tensor, labels: Tensor | None, *, num_classes: int
+    config: DataConfig,
+    encoded: Encoded,
+    ids: Tensor,
+    labels: Tensor | None,
+    *,
+    num_classes: int,
+    targets: Tensor | None = None,
 ) -> ImageSet:
-    """Make a set of encoded images with their ids, int64 [N], and labels, int64 [N].
+    """Make a set of encoded images with their ids, int64 [N], and labels, int64 [N], or targets, int8 [N, C].
 
     By ``data.reading`` its pixels are one tensor or decoded on demand; either way damaged images are found now, and
     both have the same order, ids and fingerprint.
@@ -76,15 +82,17 @@ def open_images(
         config, ids[whole], None if labels is None else labels[whole], num_classes=num_classes, channels=3
     )
     digests = torch.from_numpy(checked.digests)[whole]
+    targets = None if targets is None else targets[whole]
     skipped = tuple(Skipped(int(ids[position]), encoded.name(position), reason) for position, reason in damaged.items())
     if kept is not None:
-        return DecodedImages(decoded=kept.tensor(whole), digests=digests, skipped=skipped, **described)
+        return DecodedImages(decoded=kept.tensor(whole), digests=digests, skipped=skipped, targets=targets, **described)
     return EncodedImages(
         encoded=encoded.take(whole),
         size=config.image_size,
         frame=checked.frame,
         digests=digests,
         skipped=skipped,
+        targets=targets,
         **described,
     )
 

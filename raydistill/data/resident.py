@@ -21,6 +21,7 @@ class ResidentSet:
         source: the set itself.
         resident: whether the pixels lie on the device; else they are decoded as they are asked for.
         labels: int64 [N] on the device, or ``None``.
+        targets: int8 [N, C] on the device, or ``None``.
         ids: int64 [N] on the device.
     """
 
@@ -31,6 +32,7 @@ class ResidentSet:
         self.resident = isinstance(images, DecodedImages)
         self._images = images.images.to(self.device) if self.resident else None
         self.labels = None if images.labels is None else images.labels.to(self.device)
+        self.targets = None if images.targets is None else images.targets.to(self.device)
         self.ids = images.ids.to(self.device)
         self.num_classes = images.num_classes
         self.mean = images.mean

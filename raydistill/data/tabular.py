@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydistill.data.folder import path_id
 from raydistill.data.image_set import ImageSet, Split, choose_subset
+from raydistill.data.listed import path_id
 from raydistill.data.opening import open_images
 from raydistill.data.parquet_rows import ParquetRows, check_column, not_whole
 from raydistill.errors import DataError

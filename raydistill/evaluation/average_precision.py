@@ -8,7 +8,11 @@ from raydistill.lazy import Tensor, torch
 
 
 def mean_average_precision(
-    scores: Tensor, targets: Tensor, *, variant: Literal["11_point", "area"] = "11_point"
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    ignored: Tensor | None = None,
+    variant: Literal["11_point", "area"] = "11_point",
 ) -> float:
     """Return the mean over classes of the average precision of ranking the samples by score, in percent.
 
@@ -20,6 +24,7 @@ def mean_average_precision(
     Args:
         scores: [N, C], not NaN.
         targets: bool [N, C].
+        ignored: bool [N, C], samples that a class's ranking leaves out, such as those that VOC2007 marks as difficult.
         variant: which of the two.
 
     Raises:
@@ -30,12 +35,16 @@ def mean_average_precision(
         raise ValueError(f"scores [N, C] and targets torch.bool [N, C] expected, got {given}")
     if scores.isnan().any():
         raise ValueError("scores must not be NaN: the network that made them has diverged")
-    shown = targets.any(dim=0)
+    if ignored is not None and (ignored.shape != targets.shape or ignored.dtype != torch.bool):
+        given = f"{ignored.dtype} {list(ignored.shape)}"
+        raise ValueError(f"ignored torch.bool {list(targets.shape)} expected, got {given}")
+    counted = torch.ones_like(targets) if ignored is None else ~ignored
+    shown = (targets & counted).any(dim=0)
     if not shown.any():
         raise ValueError("no sample shows any class, so there is nothing to rank")
     precision_of = {"11_point": _eleven_points, "area": _area}[variant]
-    columns = zip(scores[:, shown].T.cpu(), targets[:, shown].T.cpu(), strict=True)
-    found = [precision_of(score, target) for score, target in columns]
+    columns = zip(*(values[:, shown].T.cpu() for values in (scores, targets, counted)), strict=True)
+    found = [precision_of(score[counts], target[counts]) for score, target, counts in columns]
     return 100.0 * sum(found) / len(found)
 
 

@@ -52,17 +52,17 @@ class Card:
     def predictions(self) -> pd.DataFrame | None:
         """What each classifier says of each test image: ``id``, ``label`` and, for each network, class and confidence.
 
-        None where no classifier was looked at.
+        None where no classifier was looked at, or images have no label.
         """
         import pandas as pd
 
         judged = {
             role: subject for role, subject in self.subjects.items() if subject.classifies and subject.seen(_LOGITS)
         }
-        if not judged:
-            return None
         test = self.subjects[STUDENT].test
-        columns = {"id": test.ids.cpu().numpy(), "label": self.subjects[STUDENT].labels(TEST).cpu().numpy()}
+        if not judged or test.labels is None:
+            return None
+        columns = {"id": test.ids.cpu().numpy(), "label": test.labels.cpu().numpy()}
         for role, subject in judged.items():
             confidence, predicted = subject.output(TEST, "logits").float().softmax(dim=1).max(dim=1)
             columns[role] = predicted.cpu().numpy()

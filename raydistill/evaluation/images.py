@@ -15,7 +15,7 @@ from raydistill.errors import DataError
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images to fit classifiers of features on, and others to judge networks by."""
+    """Images with labels or targets to fit classifiers of features on, and others to judge networks by."""
 
     bank: ResidentSet
     test: ResidentSet
@@ -55,7 +55,7 @@ def transfer_images(data: DataConfig, like: ResidentSet, device: torch.device) -
 
 
 def _labelled(data: DataConfig, train: ImageSet, test: ImageSet, device: torch.device) -> Images:
-    if train.labels is None or test.labels is None:
+    if any(part.labels is None and part.targets is None for part in (train, test)):
         raise DataError(f"data set '{data.name}' has no labels to evaluate with")
     return Images(ResidentSet(train, device), ResidentSet(test, device))
 

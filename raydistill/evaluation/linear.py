@@ -115,7 +115,13 @@ def linear_probe(
 
 
 def multi_label_probe(
-    train_features: Tensor, train_targets: Tensor, test_features: Tensor, *, protocol: LinearProtocol, seed: int
+    train_features: Tensor,
+    train_targets: Tensor,
+    test_features: Tensor,
+    *,
+    protocol: LinearProtocol,
+    seed: int,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Train a linear layer that scores each class by itself and return its logits [N, C], float32.
 
@@ -129,6 +135,8 @@ def multi_label_probe(
         test_features: [N, D], on the device of the training features.
         protocol: such as ``COMPRESS``.
         seed: of the order of training samples.
+        ignored: bool [M, C], where a sample has no part in a class's loss, such as those that VOC2007 marks as
+            difficult.
 
     Raises:
         ValueError: where sizes or features do not make sense.
@@ -137,9 +145,14 @@ def multi_label_probe(
     if train_targets.ndim != 2 or len(train_targets) != len(train_features) or train_targets.dtype != torch.bool:
         given = f"{train_targets.dtype} {list(train_targets.shape)}"
         raise ValueError(f"train_targets torch.bool [{len(train_features)}, C] expected, got {given}")
-    targets = train_targets.to(train_features.device, torch.float32)
+    if ignored is not None and (ignored.shape != train_targets.shape or ignored.dtype != torch.bool):
+        given = f"{ignored.dtype} {list(ignored.shape)}"
+        raise ValueError(f"ignored torch.bool {list(train_targets.shape)} expected, got {given}")
+    signs = 2.0 * train_targets.to(train_features.device, torch.float32) - 1.0
+    if ignored is not None:
+        signs[ignored.to(signs.device)] = 0.0
     return _trained(
-        train_features, targets, test_features, _each_class, protocol=protocol, outputs=targets.shape[1], seed=seed
+        train_features, signs, test_features, _each_class, protocol=protocol, outputs=signs.shape[1], seed=seed
     )
 
 
@@ -186,8 +199,10 @@ def logistic_regression(
     return logits
 
 
-def _each_class(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+def _each_class(logits: Tensor, signs: Tensor) -> Tensor:
+    """Binary cross entropy of classes that are shown (1) and not (-1); those of sign 0 do not count."""
+    targets, weight = (signs > 0).float(), signs.abs()
+    return F.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum") / len(logits)
 
 
 def _trained(

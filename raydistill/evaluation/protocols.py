@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
 from raydistill.evaluation.agreement import agreement, prediction_agreement
+from raydistill.evaluation.average_precision import mean_average_precision
 from raydistill.evaluation.calibration import expected_calibration_error
 from raydistill.evaluation.classification import confusion_matrix, per_class_accuracy, top_k_accuracy
 from raydistill.evaluation.clusters import alignment, k_means
@@ -22,6 +24,7 @@ from raydistill.evaluation.linear import (
     LinearProtocol,
     linear_probe,
     logistic_regression,
+    multi_label_probe,
 )
 from raydistill.evaluation.neighbours import knn_accuracy, nearest_neighbour_accuracy
 from raydistill.evaluation.retrieval import recall_at
@@ -46,6 +49,7 @@ class Protocol:
         classifier: whether it judges the network's own classifier, which must have been trained then.
         compares: whether it compares the network with its teacher.
         features: whether it judges features, and so makes sense on images of other classes, too.
+        truth: what it judges by: a label for each image, or targets for each of its classes; None asks for neither.
     """
 
     measure: Callable[[Subject], Values]
@@ -53,9 +57,12 @@ class Protocol:
     classifier: bool = False
     compares: bool = False
     features: bool = False
+    truth: Literal["labels", "targets"] | None = None
 
     def applies(self, subject: Subject) -> bool:
-        """Whether the subject has what is to be judged."""
+        """Whether the subject has what is to be judged, and its images what it is judged by."""
+        if self.truth is not None and getattr(subject.test, self.truth) is None:
+            return False
         if self.compares and (subject.teacher is None or (self.classifier and not subject.teacher.classifies)):
             return False
         return subject.classifies or not self.classifier
@@ -65,11 +72,11 @@ def _judges_classifier(measure: Callable[[Tensor, Tensor], Values]) -> Protocol:
     def judge(subject: Subject) -> Values:
         return measure(subject.output(TEST, LOGITS), subject.labels(TEST))
 
-    return Protocol(judge, frozenset({_LOGITS}), classifier=True)
+    return Protocol(judge, frozenset({_LOGITS}), classifier=True, truth="labels")
 
 
 def _judges_features(measure: Callable[[Subject], Values]) -> Protocol:
-    return Protocol(measure, frozenset({_BANK, _TEST}), features=True)
+    return Protocol(measure, frozenset({_BANK, _TEST}), features=True, truth="labels")
 
 
 def _compares(measure: Callable[[Tensor, Tensor], Values], output: str) -> Protocol:
@@ -157,6 +164,13 @@ def _retrieval(subject: Subject) -> Values:
     return {f"recall@{k}": value for k, value in found.items()}
 
 
+def _map(subject: Subject) -> Values:
+    fitted, judged = subject.targets(BANK), subject.targets(TEST)
+    bank, test = subject.output(BANK, EMBEDDING), subject.output(TEST, EMBEDDING)
+    scores = multi_label_probe(bank, fitted > 0, test, protocol=COMPRESS, seed=subject.seed, ignored=fitted == 0)
+    return {"map": mean_average_precision(scores, judged > 0, ignored=judged == 0)}
+
+
 def _agreement(student: Tensor, teacher: Tensor) -> Values:
     return {"agreement": prediction_agreement(student, teacher)}
 
@@ -197,10 +211,11 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "linear_compress": _judges_features(partial(_probe, "linear_compress", COMPRESS)),
     "linear_protocpc": _judges_features(partial(_probe, "linear_protocpc", PROTOCPC)),
     "linear_protocpc_self": _judges_features(partial(_probe, "linear_protocpc_self", PROTOCPC_SELF)),
-    "linear_stages": Protocol(_stages, features=True),
+    "linear_stages": Protocol(_stages, features=True, truth="labels"),
     "clusters": _judges_features(_clusters),
     "few_labels": _judges_features(_few_labels),
-    "retrieval": Protocol(_retrieval, frozenset({_TEST}), features=True),
+    "retrieval": Protocol(_retrieval, frozenset({_TEST}), features=True, truth="labels"),
+    "map": Protocol(_map, frozenset({_BANK, _TEST}), features=True, truth="targets"),
     "agreement": _compares(_agreement, LOGITS),
     "correlation": _compares(_correlation, LOGITS),
     "neighbours": _compares(partial(_alike, f"neighbours@{NEIGHBOURS}"), EMBEDDING),

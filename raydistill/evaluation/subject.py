@@ -70,10 +70,18 @@ class Subject:
 
     def labels(self, part: str) -> Tensor:
         """Return the labels of ``part``, int64 [N]."""
-        labels = self.bank.labels if part == BANK else self.test.labels
+        labels = self._images(part).labels
         assert labels is not None
         return labels
 
+    def targets(self, part: str) -> Tensor:
+        """Return which classes images of ``part`` show: int8 [N, C], as ``ImageSet.targets``."""
+        targets = self._images(part).targets
+        assert targets is not None
+        return targets
+
+    def _images(self, part: str) -> ResidentSet:
+        return self.bank if part == BANK else self.test
+
     def _pass(self, part: str, names: list[str]) -> dict[str, Tensor]:
-        images = self.bank if part == BANK else self.test
-        return extract_all(self.network, images, names, batch_size=self.settings.batch_size)
+        return extract_all(self.network, self._images(part), names, batch_size=self.settings.batch_size)

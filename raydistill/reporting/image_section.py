@@ -85,4 +85,4 @@ def _neighbours(query: int, nearest: dict[str, list[int]], test: Album, train: A
 
 
 def _labelled(album: Album, ids: list[int]) -> list[Picture]:
-    return [Picture(address, str(label)) for address, label in zip(album.pictures(ids), album.labels(ids), strict=True)]
+    return [Picture(address, label) for address, label in zip(album.pictures(ids), album.labels(ids), strict=True)]

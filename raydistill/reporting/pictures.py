@@ -66,10 +66,16 @@ class Album:
             raise DataError(f"image {error} is not in the data set any more") from None
         return [_address(pixels) for pixels in self._images.pixels(torch.tensor(positions, dtype=torch.int64))]
 
-    def labels(self, ids: Iterable[int]) -> list[int]:
-        """Return the images' classes."""
-        assert self._images.labels is not None
-        return [int(self._images.labels[self._positions[int(number)]]) for number in ids]
+    def labels(self, ids: Iterable[int]) -> list[str]:
+        """Return the images' classes by their numbers, several of an image that shows several."""
+        return [self._words(self._positions[int(number)]) for number in ids]
+
+    def _words(self, position: int) -> str:
+        labels, targets = self._images.labels, self._images.targets
+        if targets is not None:
+            return ", ".join(map(str, (targets[position] > 0).nonzero().flatten().tolist()))
+        assert labels is not None
+        return str(int(labels[position]))
 
 
 class Albums:

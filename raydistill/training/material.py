@@ -79,7 +79,8 @@ def prepare(experiment: Experiment, store_bytes: Callable[[], int] = usual_store
     splits = split_train(images, experiment.data)
     if "label" in needs.columns and images.labels is None:
         labelled = next(label for label, method in experiment.methods.items() if "label" in method.needs().columns)
-        raise DataError(f"methods.{labelled} needs labels, but data set '{experiment.data.name}' has none")
+        instead = "none" if images.targets is None else "several classes an image, and so none"
+        raise DataError(f"methods.{labelled} needs labels, but data set '{experiment.data.name}' has {instead}")
     check_agreement(experiment, len(splits.validation))
     _require_files(experiment)
     caches: dict[int, TeacherCache] = {}

@@ -16,7 +16,7 @@ from raydistill.data.config import AugmentConfig, DataConfig
     ("fields", "words"),
     [
         ({"name": "cifar_100", "root": "x"}, "did you mean 'cifar100'"),
-        ({"name": "cifar_100", "root": "x"}, "known are cifar10, cifar100, digits"),
+        ({"name": "cifar_100", "root": "x"}, "known are cars196, cifar10, cifar100, cub200, digits"),
         ({"name": "cifar10"}, "root: the data set 'cifar10' needs the folder"),
         ({"name": "digits", "validation": 0.0}, "validation"),
         ({"name": "digits", "validation": 1.0}, "validation"),

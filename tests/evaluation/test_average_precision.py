@@ -65,6 +65,19 @@ def test_a_class_that_no_sample_shows_is_left_out() -> None:
     assert mean_average_precision(*two) == pytest.approx(mean_average_precision(scores, targets))
 
 
+def test_samples_that_are_ignored_have_no_part_in_a_ranking() -> None:
+    scores, targets = column([0, 1, 0, 1, 1])
+    ignored = torch.tensor([1, 0, 0, 0, 1]).bool().unsqueeze(1)
+    for variant in ("11_point", "area"):
+        rest = mean_average_precision(scores[1:4], targets[1:4], variant=variant)
+        assert mean_average_precision(scores, targets, ignored=ignored, variant=variant) == pytest.approx(rest)
+    other = torch.cat([scores, scores], dim=1), torch.cat([targets, targets], dim=1)
+    of_one = torch.cat([ignored, torch.ones_like(ignored)], dim=1)
+    assert mean_average_precision(*other, ignored=of_one) == pytest.approx(
+        mean_average_precision(scores, targets, ignored=ignored)
+    )
+
+
 def test_senseless_input_is_refused() -> None:
     scores, targets = column([1, 0])
     with pytest.raises(ValueError, match=r"torch.bool \[N, C\]"):
@@ -73,3 +86,7 @@ def test_senseless_input_is_refused() -> None:
         mean_average_precision(scores, torch.zeros_like(targets))
     with pytest.raises(ValueError, match="diverged"):
         mean_average_precision(scores * np.nan, targets)
+    with pytest.raises(ValueError, match=r"ignored torch.bool \[2, 1\] expected, got torch.bool \[1, 1\]"):
+        mean_average_precision(scores, targets, ignored=targets[:1])
+    with pytest.raises(ValueError, match="nothing to rank"):
+        mean_average_precision(scores, targets, ignored=targets)

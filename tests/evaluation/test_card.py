@@ -14,6 +14,7 @@ from raydistill.evaluation.card import evaluate_run, examine_run, write_card
 from raydistill.reporting.runs import load_run
 from raydistill.training.trainer import train
 from tests.conftest import digits, teaching
+from tests.data_room.published import halves, write_voc
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,15 @@ def test_features_are_judged_on_other_images(run: Path) -> None:
         assert all(25.0 <= values[name] <= 100.0 for name in found)
     with pytest.raises(DataError, match="images of 3 channels, the networks were trained on 1"):
         evaluate_run(run, ["nn1"], overrides=["evaluate.transfer.other={name: synthetic, synthetic_size: 200}"])
+
+
+def test_features_are_judged_on_images_of_several_classes(run: Path, tmp_path: Path) -> None:
+    write_voc(tmp_path, *halves())
+    data = f"{{name: voc07, root: {tmp_path}, modalities: {{student: luminance}}}}"
+    card = evaluate_run(run, ["knn", "map"], overrides=[f"evaluate.transfer.voc07={data}"])
+    for values in card.values():
+        assert set(values) == {"knn", "voc07/map"}
+        assert values["voc07/map"] == pytest.approx(100.0)
 
 
 def test_a_finished_run_is_measured_as_it_is(run: Path) -> None:

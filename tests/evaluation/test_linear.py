@@ -74,6 +74,20 @@ def test_a_step_of_many_labels_in_closed_form_and_each_class_by_itself() -> None
     torch.testing.assert_close(together[:, 1:2], alone)
 
 
+def test_samples_that_are_ignored_do_not_move_their_class() -> None:
+    (features, _), (queries, _) = sample(60), sample(7, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(60, 3, generator=generator) < 0.3
+    ignored = torch.rand(60, 3, generator=generator) < 0.2
+    residual = (targets.float() - 0.5) * ~ignored
+    expected = 0.5 * (queries @ (residual.T @ features).T + residual.sum(dim=0)) / 60
+    found = multi_label_probe(features, targets, queries, protocol=STEP, seed=0, ignored=ignored)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(
+        found, multi_label_probe(features, targets ^ ignored, queries, protocol=STEP, seed=0, ignored=ignored)
+    )
+
+
 def test_steps_are_those_of_a_layer_and_an_optimiser_of_pytorch() -> None:
     """Batches of 32, 32 and 6, two epochs, a cosine, momentum and decay."""
     (features, labels), (queries, _) = sample(70), sample(7, seed=1)
@@ -160,5 +174,7 @@ def test_senseless_input_is_refused() -> None:
         linear_probe(features / 0, labels, features, protocol=STEP, num_classes=3, seed=0)
     with pytest.raises(ValueError, match=r"torch.bool \[10, C\]"):
         multi_label_probe(features, labels, features, protocol=STEP, seed=0)
+    with pytest.raises(ValueError, match=r"ignored torch.bool \[10, 1\] expected, got torch.int64 \[10\]"):
+        multi_label_probe(features, labels[:, None] > 0, features, protocol=STEP, seed=0, ignored=labels)
     with pytest.raises(ValueError, match="two classes"):
         logistic_regression(features, labels * 0, features, num_classes=3)

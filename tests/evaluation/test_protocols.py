@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from raydistill.evaluation.protocols import PROTOCOLS
 from raydistill.evaluation.subject import Subject
 from raydistill.models.zoo import build_model
 from raydistill.protocol_names import PROTOCOLS as NAMES
+from tests.data_room.published import halves, write_voc
 
 PERCENT = ("top", "knn", "nn1", "linear", "clusters", "one_shot", "recall", "agreement", "neighbours", "worst", "ece")
 
@@ -25,6 +27,14 @@ def digits_subject(model: str, teacher: Subject | None = None) -> Subject:
     torch.manual_seed(len(model))
     images = own_images(DataConfig(name="digits", subset=400), torch.device("cpu"))
     network = build_model(model, 10, in_channels=1).eval()
+    return Subject(network, images.bank, images.test, True, EvaluateConfig(), 0, teacher=teacher)
+
+
+def voc_subject(root: Path, teacher: Subject | None = None) -> Subject:
+    torch.manual_seed(0)
+    data = {"name": "voc07", "root": str(root), "image_size": 16, "validation": 0.2}
+    images = own_images(DataConfig.model_validate(data), torch.device("cpu"))
+    network = build_model("resnet8", 20).eval()
     return Subject(network, images.bank, images.test, True, EvaluateConfig(), 0, teacher=teacher)
 
 
@@ -37,7 +47,7 @@ def test_every_name_has_a_way_to_measure_it() -> None:
     assert list(NAMES) == list(PROTOCOLS)
 
 
-@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "linear_stages"])
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name not in ("linear_stages", "map")])
 def test_each_gives_finite_numbers_from_the_outputs_that_it_names(student: Subject, name: str) -> None:
     protocol = PROTOCOLS[name]
     student.see(protocol.needs)
@@ -67,7 +77,7 @@ def test_a_network_sees_its_images_once_whatever_is_measured(student: Subject, m
         return forward(self, images, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(subject.network), "forward", counted)
-    names = [name for name, one in PROTOCOLS.items() if name not in ("cost", "linear_stages") and not one.compares]
+    names = [name for name in PROTOCOLS if name not in ("cost", "linear_stages") and PROTOCOLS[name].applies(subject)]
     subject.see({output for name in names for output in PROTOCOLS[name].needs})
     for name in names:
         PROTOCOLS[name].measure(subject)
@@ -84,6 +94,27 @@ def test_what_a_network_lacks_is_not_measured(student: Subject) -> None:
     headless = digits_subject("resnet8", untrained)
     assert PROTOCOLS["cka"].applies(headless)
     assert not PROTOCOLS["correlation"].applies(headless)
+
+
+def test_images_of_several_classes_are_judged_by_targets_alone(tmp_path: Path) -> None:
+    write_voc(tmp_path, *halves(16))
+    subject = voc_subject(tmp_path, voc_subject(tmp_path))
+    applicable = [name for name in PROTOCOLS if PROTOCOLS[name].applies(subject)]
+    assert applicable == ["map", "agreement", "correlation", "neighbours", "cka", "cost"]
+    assert PROTOCOLS["map"].measure(subject) == {"map": pytest.approx(100.0)}
+
+
+def test_what_is_marked_difficult_is_neither_fitted_on_nor_judged_by(tmp_path: Path) -> None:
+    """Most images to fit on say the contrary of the others; as difficult they do not count."""
+    found = {}
+    for name, factor in (("contrary", -1), ("difficult", 0)):
+        targets, values = halves(16)
+        for number, row in enumerate(targets["trainval"]):
+            targets["trainval"][number] = row if number % 4 == 0 else [factor * value for value in row]
+        write_voc(tmp_path / name, targets, values)
+        found[name] = PROTOCOLS["map"].measure(voc_subject(tmp_path / name))["map"]
+    assert found["contrary"] < 75.0
+    assert found["difficult"] == pytest.approx(100.0)
 
 
 def test_a_network_agrees_with_itself() -> None:

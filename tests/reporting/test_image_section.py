@@ -117,3 +117,12 @@ def test_large_images_are_made_small() -> None:
 
     (address,) = Album(Large()).pictures([7])  # type: ignore[arg-type]
     assert Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).size == (58, 96)
+
+
+def test_an_image_of_several_classes_is_called_by_all_of_them() -> None:
+    class Several:
+        ids = torch.tensor([7, 3])
+        labels = None
+        targets = torch.tensor([[1, -1, 0], [1, -1, 1]], dtype=torch.int8)
+
+    assert Album(Several()).labels([3, 7]) == ["0, 2", "0"]  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from raydistill.config import Experiment, parse_experiment
 from raydistill.data.datasets import load_train
-from raydistill.data.folder import path_id
+from raydistill.data.listed import path_id
 from raydistill.errors import DataError, WeightsError
 from raydistill.teachers.cache.build import build_cache
 from raydistill.teachers.cache.read import TeacherCache
