@@ -118,13 +118,14 @@ def backbone_of(
 def _maps(network: Tapped, names: list[str], in_channels: int, side: int) -> dict[str, Tensor]:
     try:
         with evaluating(network), torch.enable_grad():
-            return network(blank_images(network, (in_channels, side, side)), names)
+            maps: dict[str, Tensor] = network(blank_images(network, (in_channels, side, side)), names)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"a backbone sees images of many sizes, but the network takes none of {in_channels} x {side} x {side}: "
             f"{reason}"
         ) from None
+    return maps
 
 
 def _stride(side: int, maps: Tensor) -> int:

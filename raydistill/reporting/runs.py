@@ -104,9 +104,10 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
 
 def _whole_card(path: Path) -> dict[str, dict[str, Any]]:
     """Return the report card, and in it what the student was worth for other tasks."""
-    card = read(path / CARD, _card, otherwise={})
+    none: dict[str, dict[str, Any]] = {}
+    card = dict(read(path / CARD, _card, otherwise=none))
     for name in DOWNSTREAM:
-        if added := read(path / name, _card, otherwise={}).get(STUDENT):
+        if added := read(path / name, _card, otherwise=none).get(STUDENT):
             card.setdefault(STUDENT, {}).update(added)
     return card
 

@@ -12,4 +12,4 @@ from tests.exporting.folders import make_trained_run
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"name": "synthetic", "synthetic_size": 80, "validation": 0.2, "synthetic_classes": 3}
-    return make_trained_run(tmp_path_factory.mktemp("downstream"), steps=4, data=data)
+    return make_trained_run(tmp_path_factory.mktemp("downstream"), steps=15, data=data)
