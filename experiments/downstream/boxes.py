@@ -57,7 +57,8 @@ class Voc(Dataset[Item]):
         image, annotation = self._images[index]
         objects = annotation["annotation"]["object"]
         corners = [[float(each["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")] for each in objects]
-        boxes = torch.tensor(corners) - torch.tensor([1.0, 1.0, 0.0, 0.0])  # VOC's first pixel is number 1
+        first = torch.tensor([1.0, 1.0, 0.0, 0.0])  # VOC's first pixel is number 1
+        boxes = torch.tensor(corners).reshape(-1, 4) - first
         labels = [VOC_CLASSES.index(each["name"]) + 1 for each in objects]
         difficult = [not self._training and each["difficult"] == "1" for each in objects]
         return _pixels(image, self._channels), _target(boxes, labels, difficult)

@@ -3,13 +3,13 @@
     python experiments/downstream/detection.py runs/NAME --data voc --root /data/voc            # AP, AP50, AP75
     python experiments/downstream/detection.py runs/NAME --data voc --root /data/voc --fresh    # from random weights
     python experiments/downstream/detection.py runs/NAME --data coco --root /data/coco
-    python experiments/downstream/detection.py runs/NAME --data synthetic                       # drawn images, a minute
+    python experiments/downstream/detection.py runs/NAME --data synthetic --channels 32 --levels 2   # drawn images
 
 Published for ResNet-50: AP 55.0 of CoCoRD's student on VOC07 test after training on trainval07+12, against 53.5 of a
 ResNet-50 trained alone and 33.8 from scratch; on COCO val2017 41.0, 40.0 and 26.4. raydistill/reporting/papers has all.
 
-Hardware and time: VOC and COCO were not run here. 24000 and 90000 steps of 16 images at 800 pixels are a matter of
-hours and days on 8 GPUs; this script uses one. The drawn images: 2 CPU cores, about a minute.
+Hardware and time: VOC and COCO were not run here, so no time can be told; one GPU, if there is one. The drawn images: 2
+CPU cores, about a minute.
 
 What differs from the table: its detectors are Faster R-CNN (VOC) and Mask R-CNN (COCO) with an R50-C4 backbone, whose
 last stage is the head; here any network goes under a feature pyramid, and masks are not learned. Its schedule is in a
@@ -41,7 +41,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from raydistill.display import say
-from raydistill.errors import RaydistillError, RunError
+from raydistill.errors import DataError, RaydistillError, RunError
 from raydistill.evaluation.card_files import DETECTION
 from raydistill.evaluation.detection import average_precisions
 from raydistill.evaluation.downstream import FRESH, STUDENT, write_downstream
@@ -197,8 +197,11 @@ def fit(detector: nn.Module, data: Dataset[Item], schedule: Schedule, *, seed: i
     """Train a detector in place and return the loss of each step; the seed decides batches, flips and proposals.
 
     Raises:
+        DataError: where there are fewer images than in a batch.
         RunError: where a loss is not finite.
     """
+    if len(data) < schedule.batch_size:  # type: ignore[arg-type]
+        raise DataError(f"--batch-size {schedule.batch_size}: there are {len(data)} images")  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     weights = [weight for weight in detector.parameters() if weight.requires_grad]

@@ -100,13 +100,15 @@ def backbone_of(
         side: of the blank image, in pixels.
 
     Raises:
-        ConfigError: if the network has no maps, too few stages, or takes no images of that size.
+        ConfigError: if the network has no maps or too few stages, or takes no images of that size; if no map is asked for.
     """
     names = [name for name in network.output_names() if name.startswith(_FEATURES)]
     if not names:
         raise ConfigError("a backbone needs maps, but the network has no features/<i>; name modules in student.taps")
     if not 0 <= frozen_stages <= len(names):
         raise ConfigError(f"frozen stages: {frozen_stages}, but the network has {len(names)} ({', '.join(names)})")
+    if levels < 1:
+        raise ConfigError(f"levels: {levels}, but a detector needs one map at least")
     network.requires_grad_(True)
     maps = _maps(network, names, in_channels, side)
     of_stride = {_stride(side, maps[name]): name for name in names}

@@ -198,5 +198,7 @@ def test_coco_is_read_with_its_crowds_and_without_empty_images(tmp_path: Path) -
 def test_mistakes_are_told_in_a_line(run: Path) -> None:
     with pytest.raises(DataError, match="--root: --data voc needs the folder"):
         boxes.training_and_test("voc", None, 3, download=False, seed=0)
+    with pytest.raises(DataError, match="--batch-size 2: there are 1 images"):
+        detection.fit(detector(run), boxes.Drawn(1, 3, seed=0), SMALL, seed=0)
     with pytest.raises(ConfigError, match="frozen stages: 9, but the network has 4"):
         detector(run, frozen_stages=9)

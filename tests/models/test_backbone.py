@@ -114,6 +114,8 @@ def test_what_cannot_be_a_backbone_is_told_in_a_line() -> None:
         backbone_of(HookedNetwork(_pooled_only(5), "1", None), side=64)
     with pytest.raises(ConfigError, match=r"frozen stages: 5, but the network has 4"):
         backbone_of(build_model("resnet8", 5), side=64, frozen_stages=5)
+    with pytest.raises(ConfigError, match="levels: 0, but a detector needs one map"):
+        backbone_of(build_model("resnet8", 5), side=64, levels=0)
     with pytest.raises(ConfigError, match="the network takes none of 3 x 256 x 256") as error:
         backbone_of(build_model("torchvision/vit_b_32", 5))
     assert "\n" not in str(error.value)
