@@ -100,7 +100,7 @@ def backbone_of(
         side: of the blank image, in pixels.
 
     Raises:
-        ConfigError: if the network has no maps or too few stages, or takes no images of that size; if no map is asked for.
+        ConfigError: if the network has no maps or too few stages, takes no images of that size, or no map is wanted.
     """
     names = [name for name in network.output_names() if name.startswith(_FEATURES)]
     if not names:
