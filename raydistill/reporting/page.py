@@ -167,6 +167,7 @@ def _cards(named: Iterable[tuple[str, RunRecord]]) -> pd.DataFrame:
         }
         for name, record in named
         for role, values in record.card.items()
+        if not CARD_COLUMNS.keys().isdisjoint(values)
     ]
     frame = pd.DataFrame(rows, dtype=object)
     return frame.dropna(axis="columns", how="all")

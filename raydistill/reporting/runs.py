@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from raydistill.errors import DataError
-from raydistill.evaluation.card_files import CARD, CORRELATION, PANELS
+from raydistill.evaluation.card_files import CARD, CORRELATION, DOWNSTREAM, PANELS
+from raydistill.evaluation.downstream import STUDENT
 from raydistill.evaluation.panels import Panels
 from raydistill.reporting.predictions import rightness
 from raydistill.reporting.reading import Metrics, json_lines, json_object, mapping, read, section, yaml_object
@@ -73,7 +74,7 @@ def load_run(path: str | Path) -> RunRecord:
         environment=read(path / "environment.json", json_object, otherwise={}),
         result=result,
         metrics=read(path / "metrics.jsonl", json_lines, otherwise=()),
-        card=read(path / CARD, _card, otherwise={}),
+        card=_whole_card(path),
         sweep=read_sweep(path, config, result) if kind == "tune" else None,
         rightness=rightness(path),
         correlation=read(path / CORRELATION, _map, otherwise=pd.DataFrame()),
@@ -99,6 +100,16 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
     if problems:
         raise DataError("\n".join(problems))
     return records
+
+
+def _whole_card(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the report card, and in it what the student was worth for other tasks."""
+    none: dict[str, dict[str, Any]] = {}
+    card = dict(read(path / CARD, _card, otherwise=none))
+    for name in DOWNSTREAM:
+        if added := read(path / name, _card, otherwise=none).get(STUDENT):
+            card.setdefault(STUDENT, {}).update(added)
+    return card
 
 
 def _card(text: str) -> dict[str, dict[str, Any]]:

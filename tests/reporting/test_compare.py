@@ -255,6 +255,23 @@ def test_costs_are_those_of_any_student_in_the_tables_unit() -> None:
     assert cell(table, "Student, mult-adds (M)", pair)["mean"] == pytest.approx(41.0)
 
 
+def test_what_a_student_was_worth_for_other_tasks_stands_beside_the_published_value() -> None:
+    """Detection and segmentation, from the files that experiments/downstream leaves."""
+    pair = {"teacher": "torchvision/resnet101", "student": "torchvision/resnet50"}
+    detectors = {"voc/detection_ap": 51.0, "voc/detection_ap50": 79.0}
+    table = pivot(runs([75.0], "ce", "cocord", card={"student": detectors}, **pair), load_layout("cocord-table8"))
+    found = {
+        column: cell(table, "CoCoRD", column) for column in ("ImageNet, top-1", "VOC, AP", "VOC, AP50", "COCO, AP")
+    }
+    assert [(each["n"], each["published"]) for each in found.values()] == [(1, 77.57), (1, 55.0), (1, 82.0), (0, 41.0)]
+    assert (found["VOC, AP"]["mean"], found["VOC, AP50"]["mean"]) == (51.0, 79.0)
+    card = {"student": {"nyu_depth_v2/segmentation_miou": 37.0}}
+    made = runs([20.0], "at", "kd", card=card, teacher="torchvision/resnet18")
+    table = pivot(made, load_layout("crd-table5"))
+    assert cell(table, "KD+AT", "mIoU")["mean"] == 37.0 and cell(table, "KD+AT", "mIoU")["published"] == 39.5
+    assert cell(table, "KD+AT", "Pix. Acc.")["n"] == 0
+
+
 def test_notes_tell_source_and_setting_of_both_sides() -> None:
     notes = " ".join(pivot(runs([80.0, 81.0], "ce", "kd", data={"name": "digits", "subset": 900}), LAYOUT).notes)
     assert "P, Table 1 of a place; digits." in notes
