@@ -13,8 +13,8 @@ from raydistill.data.names import DATA_SETS
 from raydistill.errors import ConfigError, DataError, RunError
 from raydistill.training.run_folder import CONFIG, RunFolder
 
-_KEPT = ("seed", "train", "scale", "evaluate", "track")
-_OVERRIDABLE = ("data", *_KEPT, "name", "output")
+_KEPT = ("seed", "scale", "evaluate", "track")
+_OVERRIDABLE = ("data", "train", *_KEPT, "name", "output")
 _LINEAR = "linear_top1"
 
 
@@ -61,11 +61,11 @@ def finetune_run(
 def described(path: Path, overrides: Sequence[str], *, linear: bool = False) -> Experiment:
     """Return the experiment that trains a run's student on other data.
 
-    Of the run it keeps the network, ``train`` (without ``agreement``, as there is no teacher), ``scale``, ``evaluate``,
-    ``track`` and the seed, each as far as it is not overridden. ``data`` begins afresh, augmentation included, but for
-    what the student knows of its input: mean and deviation, and, where they are a choice, the size of the images
-    and the modality. A data set whose images are stored in one size keeps that. The head is always fresh, also where
-    classes are as many.
+    Of the run it keeps the network, ``scale``, ``evaluate``, ``track`` and the seed, each as far as it is not
+    overridden. ``train`` begins afresh, as rates and schedules are made for a length and a loss. So does ``data``,
+    augmentation included, but for what the student knows of its input: mean and deviation, and, where they are a
+    choice, the size of the images and the modality. A data set whose images are stored in one size keeps that. The head
+    is always fresh, also where classes are as many.
 
     Args:
         path: the run's folder.
@@ -99,7 +99,6 @@ def described(path: Path, overrides: Sequence[str], *, linear: bool = False) -> 
         },
         "methods": {"ce": {}},
     }
-    base["train"]["agreement"] = []
     experiment = parse_experiment(with_overrides(base, overrides, origin=str(path)), origin=str(path))
     _check_channels(path, old.data, experiment.data)
     _tell_size(old.data, experiment.data)
