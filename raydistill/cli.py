@@ -178,8 +178,10 @@ def finetune(
 ) -> None:
     """Train a student on other labelled data, from its weights on with a fresh head, and probe its features there."""
     from raydistill.finetune import finetune_run
+    from raydistill.training.trainer import STUDENT_WEIGHTS
 
     result = finetune_run(run, overrides or (), linear=linear, scratch=scratch, resume=resume)
+    result |= {"student": str(Path(result["run"]) / STUDENT_WEIGHTS), "model": result["student"]}
     shown = ("run", "linear_top1", "top1", "scratch_run", "scratch_top1", "test_error")
     _finish(result if as_json else {name: result[name] for name in shown if name in result}, as_json)
 

@@ -118,7 +118,7 @@ def _checked(path: Path, overrides: Sequence[str]) -> Mapping[str, Any]:
             known = ", ".join(_OVERRIDABLE)
             raise ConfigError(f"{override}: finetune takes {known} alone; the student stays what it is, learning by ce")
     data = with_overrides({}, overrides, origin=str(path)).get("data", {})
-    if not isinstance(data, dict) or not data.get("name"):
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise ConfigError(f"{path}: name the new data, such as data.name=image_folder data.root=photos")
     return data
 

@@ -127,6 +127,7 @@ def test_a_modality_is_taken_along_to_colours(tmp_path: Path) -> None:
     [
         ([], "name the new data, such as data.name="),
         (["data.subset=9", "train.epochs=2"], "name the new data, such as data.name="),
+        (["data.name=[digits]"], "name the new data, such as data.name="),
         (["data.name=digit"], "unknown data set 'digit'; did you mean 'digits'"),
         (["data.name=image_folder"], "needs the folder that holds it"),
         (["data.name=digits", "data.image_size=9"], "does not take it"),
