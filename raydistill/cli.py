@@ -162,6 +162,31 @@ def judge(
 
 
 @app.command()
+def finetune(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished student.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key.path=value...", help="The new data, and training: data.name=... train.epochs=..."),
+    ] = None,
+    *,
+    linear: Annotated[bool, typer.Option("--linear", help="Train the head alone, on frozen features.")] = False,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Train the same student from fresh weights, too, to compare with.")
+    ] = False,
+    as_json: Json = False,
+    resume: Resume = False,
+) -> None:
+    """Train a student on other labelled data, from its weights on with a fresh head, and probe its features there."""
+    from raydistill.finetune import finetune_run
+    from raydistill.training.trainer import STUDENT_WEIGHTS
+
+    result = finetune_run(run, overrides or (), linear=linear, scratch=scratch, resume=resume)
+    result |= {"student": str(Path(result["run"]) / STUDENT_WEIGHTS), "model": result["student"]}
+    shown = ("run", "linear_top1", "top1", "scratch_run", "scratch_top1", "test_error")
+    _finish(result if as_json else {name: result[name] for name in shown if name in result}, as_json)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),

@@ -7,7 +7,8 @@ imports torch or Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -208,6 +209,31 @@ class NetworkConfig(Section):
         return self.weights is not None or FUNCTION in self.model
 
 
+class StudentConfig(NetworkConfig):
+    """The small network, which is trained.
+
+    Its head is whatever has parameters between embedding and logits; of most networks the last linear layer.
+    ``head: fresh`` takes all but the head from ``weights`` and draws the head anew, for other classes than those that
+    the weights were trained on, or because nothing trained it there.
+
+    ``trains: head`` trains the head alone, on frozen features: the rest of the network keeps its weights, and is in
+    evaluation mode throughout, so that the running statistics of its batch-norms stay as well.
+    """
+
+    head: Literal["keep", "fresh"] = "keep"
+    trains: Literal["all", "head"] = "all"
+
+    @model_validator(mode="after")
+    def _features_come_from_somewhere(self) -> StudentConfig:
+        if self.head == "fresh" and self.weights is None:
+            raise ValueError("head: 'fresh' takes the rest of the network from 'weights', but that is not given")
+        if self.trains == "head" and not self.brings_weights:
+            raise ValueError(
+                "trains: 'head' leaves the features as they are, but no 'weights' are given to have them from"
+            )
+        return self
+
+
 class TeacherConfig(NetworkConfig):
     """The large network. ``source`` says whether its outputs come from the cache or from a live forward pass.
 
@@ -349,7 +375,7 @@ class Experiment(Section):
     data: DataConfig
     teacher: TeacherConfig | None = None
     ensemble: Annotated[tuple[TeacherConfig, ...], Field(description="further teachers beside `teacher`")] = ()
-    student: NetworkConfig
+    student: StudentConfig
     peers: Annotated[
         tuple[NetworkConfig, ...],
         Field(description="networks trained together with the student; each learns from all others, without a teacher"),
@@ -420,9 +446,17 @@ class Experiment(Section):
             raise ValueError("methods: at least one needs a weight above 0")
         if conflict := self._conflicting_views() or self._unmixable():
             raise ValueError(conflict)
-        if problem := self._unsharable() or self._incomparable():
+        if problem := self._untrainable() or self._unsharable() or self._incomparable():
             raise ValueError(problem)
         return self
+
+    def _untrainable(self) -> str | None:
+        """Say what stands against training the student's head alone."""
+        if self.student.trains == "all":
+            return None
+        if not self.needs.trains_classifier:
+            return "student.trains = 'head': no method trains the classifier; add one such as ce, or set it to all"
+        return "student.trains = 'head': peers are trained whole; leave out one of the two" if self.peers else None
 
     def _unsharable(self) -> str | None:
         """Say why the global batch cannot be cut into the parts that workers and micro-batches take."""
@@ -510,19 +544,24 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
         ConfigError: with one line for each mistake.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    try:
+    with _in_one_line(str(path)):
         given = OmegaConf.load(_existing(path))
-        if not OmegaConf.is_dict(given):
-            raise ConfigError(f"{path}: an experiment is a mapping of sections (name, data, student, methods, ...)")
-        values = _plain(OmegaConf.merge(given, _dotlist(overrides)))
-    except YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
-    return parse_experiment(values, origin=str(path))
+    if not OmegaConf.is_dict(given):
+        raise ConfigError(f"{path}: an experiment is a mapping of sections (name, data, student, methods, ...)")
+    return parse_experiment(with_overrides(given, overrides, origin=str(path)), origin=str(path))
+
+
+def with_overrides(values: Any, overrides: Iterable[str], *, origin: str) -> dict[str, Any]:
+    """Merge ``key.path=value`` overrides into a mapping of sections; nothing is validated yet.
+
+    Raises:
+        ConfigError: where an override cannot be read; the message begins with ``origin``.
+    """
+    from omegaconf import OmegaConf
+
+    with _in_one_line(origin):
+        return _plain(OmegaConf.merge(values, _dotlist(overrides)))
 
 
 def parse_experiment(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
@@ -572,6 +611,20 @@ def _placeholder(problems: list[str]) -> Mapping[str, Method]:
     if not problems:
         problems.append("methods = {}: name at least one method; see `raydistill list methods`")
     return {"ce": method_class("ce")()}
+
+
+@contextmanager
+def _in_one_line(origin: str) -> Iterator[None]:
+    """Turn whatever omegaconf and YAML raise into one line that begins with ``origin``."""
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
+    except YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from None
 
 
 def _existing(path: str | Path) -> Path:

@@ -45,6 +45,8 @@ def raydistill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
         (["export", "nowhere", "--format", "torch"], "nowhere: no finished run"),
         (["export", "nowhere", "--format", "onx"], "did you mean 'onnx'"),
         (["export", "nowhere"], "--format"),
+        (["finetune", "nowhere", "data.name=digits"], "nowhere: no finished run"),
+        (["finetune", "nowhere"], "name the new data"),
         (["cache", "verify", "nowhere"], "nowhere"),
         (["cache", "rm", "."], "not a teacher cache"),
         (["trian"], "No such command"),

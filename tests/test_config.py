@@ -74,7 +74,10 @@ def test_the_resolved_experiment_is_an_input_that_resolves_to_itself(good: Path,
         ("methods.cocrd.weight=1", "methods.cocrd: unknown method 'cocrd'; did you mean 'cocord'?"),
         ("methods.ce=3", "methods.ce = 3: must be a mapping (allowed keys: weight"),
         ("student.model=resnet9", "student.model = 'resnet9': unknown model 'resnet9'; did you mean 'resnet8'?"),
-        ("student=3", "student = 3: must be a mapping (allowed keys: model, weights, taps)"),
+        ("student.head=fresh", "student: head: 'fresh' takes the rest of the network from 'weights'"),
+        ("student.trains=head", "student: trains: 'head' leaves the features as they are, but no 'weights'"),
+        ("student.trains=body", "student.trains = 'body': must be one of all, head"),
+        ("student=3", "student = 3: must be a mapping (allowed keys: model, weights, taps, head, trains)"),
         ("data.name=digit", "data.name = 'digit': unknown data set 'digit'; did you mean 'digits'?"),
         ("data.name=cifar10", "root"),
         ("data.augment.flip=1.5", "data.augment.flip = 1.5: must be less than or equal to 1"),
@@ -96,6 +99,17 @@ def test_the_resolved_experiment_is_an_input_that_resolves_to_itself(good: Path,
 )
 def test_a_mistake_is_named_with_path_value_and_choices(good: Path, override: str, expected: str) -> None:
     assert expected in message(good, override)
+
+
+def test_a_head_is_trained_alone_where_something_trains_it_and_nothing_else_is(good: Path) -> None:
+    frozen = ["student.weights=student.safetensors", "student.trains=head"]
+    assert load_experiment(good, frozen).student.head == "keep"
+    own = load_experiment(good, ["student.model=package:function", "student.trains=head"])
+    assert own.student.weights is None  # the function may load them
+    no_labels = [*frozen, "methods.ce=null", "methods.soft=null", "methods.compress={}"]
+    assert "student.trains = 'head': no method trains the classifier" in message(good, *no_labels)
+    peers = [*frozen, "teacher=null", "peers=[{model: resnet8}]"]
+    assert "student.trains = 'head': peers are trained whole" in message(good, *peers)
 
 
 def test_all_mistakes_are_told_at_once(good: Path) -> None:

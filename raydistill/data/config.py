@@ -27,6 +27,8 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "num_classes": ("image_folder", "parquet", "voc07"),
 }
 
+_DECODED_CHANNELS = 3  # of encoded images, whatever colours their files have
+
 # Operations that the first caches did not know.
 _LATER = ("randaugment", "color_jitter", "grayscale", "blur", "solarize", "mixup", "cutmix")
 
@@ -270,6 +272,28 @@ class DataConfig(_Section):
     def known(self) -> KnownSet:
         """The entry of the table of names."""
         return DATA_SETS[self.name]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that the student sees."""
+        if self.modalities is not None:
+            return MODALITIES[self.modalities.student].channels
+        if self.name == "synthetic":
+            return self.synthetic_channels
+        return self.known.shape[0] if self.known.shape is not None else _DECODED_CHANNELS
+
+    @property
+    def side(self) -> int | None:
+        """Height of all images; None where only the files tell."""
+        if self.name == "synthetic":
+            return self.synthetic_image_size
+        return self.known.shape[1] if self.known.shape is not None else self.image_size
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of what the student sees; one number where it is that of all channels."""
+        known = self.known if self.modalities is None else MODALITIES[self.modalities.student]
+        return self.mean or known.mean or self.known.mean, self.std or known.std or self.known.std
 
     @property
     def of_teacher(self) -> DataConfig:

@@ -40,9 +40,8 @@ def in_modality(images: ImageSet, config: DataConfig) -> ImageSet:
     if config.modalities is None:
         return images
     name = config.modalities.student
-    known = MODALITIES[name]
-    mean, std = config.mean or known.mean or config.known.mean, config.std or known.std or config.known.std
-    repeats = known.channels // len(mean)
+    mean, std = config.normalisation
+    repeats = MODALITIES[name].channels // len(mean)
     images = replace(images, modality=name, mean=mean * repeats, std=std * repeats)
     if not isinstance(images, DecodedImages):  # its pixels are converted when they are decoded
         return images

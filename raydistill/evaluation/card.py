@@ -115,7 +115,7 @@ def examine_run(
     weights = trained_weights(path)
     experiment = load_experiment(path / "config.yaml", _checked(overrides))
     chosen = _chosen(protocols or experiment.evaluate.protocols)
-    device = _device(experiment)
+    device = device_of(experiment)
     subjects = _subjects(experiment, weights, device, teachers)
     values = {role: _measured(f"{path}: {role}", subject, chosen, watch) for role, subject in subjects.items()}
     for label, data in experiment.evaluate.transfer.items():
@@ -173,8 +173,8 @@ def _chosen(names: Iterable[str]) -> list[str]:
     return list(PROTOCOLS) if ALL in names else list(dict.fromkeys(names))
 
 
-def _device(experiment: Experiment) -> torch.device:
-    # A student that was trained on a GPU is measured where there is none, too.
+def device_of(experiment: Experiment) -> torch.device:
+    """Return where a run is measured: one that was trained on a GPU is so where there is none, too."""
     return torch.device("cuda" if experiment.scale.use_gpu and torch.cuda.is_available() else "cpu")
 
 
@@ -189,7 +189,7 @@ def _subjects(experiment: Experiment, weights: Path, device: torch.device, teach
         for role, config in networks.items()
     }
     student = experiment.student.model_copy(update={"weights": str(weights)})
-    trained = {STUDENT: student}
+    trained: dict[str, NetworkConfig] = {STUDENT: student}
     for number, peer in enumerate(experiment.peers, start=1):
         trained[f"peer{number}"] = peer.model_copy(
             update={"weights": str(weights.parent / f"peer{number}.safetensors")}

@@ -65,7 +65,7 @@ def read_run(path: Path) -> Subject:
         DataError: where the folder holds no finished run, or neither test nor training images can be read.
         ConfigError, WeightsError: where the network cannot be rebuilt.
     """
-    _refuse_sweep(path)
+    refuse_sweep(path, "export")
     weights = trained_weights(path)
     experiment = load_experiment(path / "config.yaml")
     images, on_test, train = _images(experiment.data, path)
@@ -86,10 +86,11 @@ def read_run(path: Path) -> Subject:
     return Subject(path, experiment, Deployed(network, description), ResidentSet(images, "cpu"), on_test, splits)
 
 
-def _refuse_sweep(path: Path) -> None:
+def refuse_sweep(path: Path, verb: str) -> None:
+    """Raise ``DataError`` for the folder of a sweep; ``verb`` says what to do with its winner once that is trained."""
     if (path / "trials").is_dir():
         raise DataError(
-            f"{path}: a sweep, not a run; train its winner (raydistill train {path / 'best.yaml'}) and export that run"
+            f"{path}: a sweep, not a run; train its winner (raydistill train {path / 'best.yaml'}) and {verb} that run"
         )
 
 

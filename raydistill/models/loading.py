@@ -44,8 +44,17 @@ def build_described(described: Described, num_classes: int, in_channels: int, *,
             from raydistill.models.layouts import load_layout
 
             load_layout(network, described.weights, layout)
-    if described.taps:
-        from raydistill.models.retapped import RetappedNetwork
+    return with_taps(network, described.taps)
 
-        network = RetappedNetwork(network, described.taps)
-    return network
+
+def with_taps(network: Tapped, taps: Mapping[str, str]) -> Tapped:
+    """Return the network with outputs taken at modules of the user's choice, if there are any.
+
+    Raises:
+        ConfigError: if the network has no such module.
+    """
+    if not taps:
+        return network
+    from raydistill.models.retapped import RetappedNetwork
+
+    return RetappedNetwork(network, taps)

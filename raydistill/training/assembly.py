@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from raydistill.config import Experiment, NetworkConfig
+from raydistill.config import Experiment, NetworkConfig, StudentConfig
 from raydistill.data.batching import Batching
 from raydistill.data.mixing import Partners
 from raydistill.data.resident import ResidentSet
-from raydistill.methods.base import Setting
+from raydistill.errors import ConfigError
+from raydistill.methods.base import Setting, Stage
 from raydistill.methods.objective import Objective
 from raydistill.models.batch_norm import synchronise_batch_norms
+from raydistill.models.head import build_with_fresh_head, head_names
 from raydistill.models.loading import build_described
 from raydistill.teachers.network import load_teacher
 from raydistill.teachers.rows import HeldRows, StoredRows
@@ -55,7 +57,7 @@ def assemble(
     """
     torch.manual_seed(experiment.seed)
     data, validation = ResidentSet(material.train, device), ResidentSet(material.validation, device)
-    student = build_network(experiment.student, material).to(device)
+    student = build_student(experiment.student, material).to(device)
     peers = [build_network(peer, material).to(device) for peer in experiment.peers]
     placement = read_from(experiment.cache.read, material, device)
     teachers = build_teachers(experiment, material, device, placement)
@@ -79,6 +81,10 @@ def assemble(
     ).to(device)
     distiller.to(memory_format=memory_format(experiment))
     distiller.phases = Phases(device)
+    stages = distiller.objective.stages(student)
+    if experiment.student.trains == "head":
+        _require_features_stay(stages, student)
+        distiller.train_head_alone(head_names(student, image_shape))
     batching = batching_of(experiment, len(data), world_size)
     probe = measure_precision(experiment, student, image_shape, batching, device)
     if experiment.scale.sync_batch_norm and world_size > 1:
@@ -100,7 +106,7 @@ def assemble(
         schedule=build_schedule(train, optimizer, steps_per_epoch=batching.steps),
         rank=rank,
         world_size=world_size,
-        stages=distiller.objective.stages(student),
+        stages=stages,
         teacher_data=teacher_data,
         placement=placement,
         agreement=build_agreement(experiment, material, validation, teachers),
@@ -108,6 +114,16 @@ def assemble(
         scaler=build_scaler(optimizer, device) if train.precision == "fp16" else None,
         probe=probe,
     )
+
+
+def _require_features_stay(stages: Mapping[str, Stage], student: nn.Module) -> None:
+    """Refuse stages before distillation that train the student, where nothing but its head is to be trained."""
+    for label, stage in stages.items():
+        if any(module is student for module in stage.trains):
+            raise ConfigError(
+                f"student.trains = 'head': methods.{label} trains the whole student in a stage before distillation; "
+                "leave out one of the two"
+            )
 
 
 def measure_precision(
@@ -120,8 +136,15 @@ def measure_precision(
     return probe_precision(student, noise.to(device, memory_format=memory_format(experiment)))
 
 
+def build_student(config: StudentConfig, material: Material) -> Any:
+    """Return the student, with the weights of the experiment where it names some, and a fresh head where it asks so."""
+    if config.head == "fresh":
+        return build_with_fresh_head(config, material.train.num_classes, material.train.shape)
+    return build_network(config, material)
+
+
 def build_network(config: NetworkConfig, material: Material) -> Any:
-    """Return the student or a peer of it, with the weights of the experiment where it names some."""
+    """Return a network, with the weights of the experiment where it names some."""
     return build_described(config, material.train.num_classes, material.train.shape[0])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from raydistill.methods.base import Loss, Needs, Outputs, Step
 from raydistill.methods.objective import Objective
+from raydistill.models.head import freeze_all_but, head_modules
 from raydistill.training.phases import OBJECTIVE, STUDENT, Phases
 
 
@@ -32,6 +33,22 @@ class Distiller(nn.Module):
         self.objective = objective
         self.peers = nn.ModuleDict()
         self.phases = Phases(torch.device("cpu"))
+        self._head: tuple[nn.Module, ...] | None = None
+
+    def train_head_alone(self, head: Collection[str]) -> None:
+        """Freeze the student but for its head, whose parameters are named; the rest stays in evaluation mode, too."""
+        freeze_all_but(self.student, head)
+        self._head = tuple(head_modules(self.student, head))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Set the mode of all parts that are trained."""
+        super().train(mode)
+        if self._head is not None:
+            self.student.eval()
+            for module in self._head:
+                module.train(mode)
+        return self
 
     def forward(self, step: Step) -> Loss:
         """Return the weighted loss of a step whose ``student`` is still empty."""

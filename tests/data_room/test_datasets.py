@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from raydistill.data.config import DataConfig
 from raydistill.data.datasets import load_test, load_train, split_train
 from raydistill.data.image_set import choose_stratified
 from raydistill.errors import DataError
-from tests.data_room.files import fashion_mnist_root, idx_bytes, write_mnist
+from tests.data_room.files import fashion_mnist_root, idx_bytes, write_folder, write_mnist
 
 
 def test_real_fashion_mnist() -> None:
@@ -263,3 +264,26 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert sorted(ids) == list(range(len(theirs.target)))
     assert (labels == theirs.target[ids]).all()
     assert (images == (theirs.images[ids] * 255 / 16).round()).all()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "digits"},
+        {"name": "digits", "mean": [0.1], "std": [0.2]},
+        {"name": "synthetic", "synthetic_size": 20, "synthetic_image_size": 12},
+        {"name": "synthetic", "synthetic_size": 20, "synthetic_channels": 1},
+        {"name": "image_folder", "image_size": 12},
+        {"name": "image_folder", "image_size": 12, "modalities": {"student": "luminance"}},
+        {"name": "image_folder", "image_size": 12, "modalities": {"student": "chrominance", "teacher": "luminance"}},
+        {"name": "image_folder", "image_size": 12, "mean": [0.1], "std": [0.2], "modalities": {}},
+    ],
+)
+def test_what_is_known_of_images_without_reading_them_is_so(tmp_path: Path, fields: dict[str, Any]) -> None:
+    write_folder(tmp_path)
+    config = DataConfig(**fields, root=str(tmp_path) if fields["name"] == "image_folder" else None)
+    images = load_train(config)
+    assert config.side is not None
+    assert images.shape == (config.channels, config.side, config.side)
+    for known, found in zip(config.normalisation, (images.mean, images.std), strict=True):
+        assert found == (known if len(known) > 1 else known * config.channels)

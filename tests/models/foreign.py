@@ -38,6 +38,33 @@ def backbone() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class _DeepHead(nn.Module):
+    """A head of several layers, of which one is a norm without parameters."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, 6, 3), nn.ReLU(), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        self.head = nn.Sequential(
+            nn.Linear(6, 8),
+            nn.ReLU(),
+            nn.BatchNorm1d(8),
+            nn.Dropout(0.5),
+            nn.BatchNorm1d(8, affine=False),
+            nn.ReLU(),
+            nn.Linear(8, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(images))
+        return logits
+
+
+def deep_head(num_classes: int, in_channels: int) -> nn.Module:
+    return _DeepHead(num_classes, in_channels)
+
+
 def overwriting() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(5 * 36, 4))
 
