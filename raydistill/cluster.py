@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from raydistill.errors import ConfigError
@@ -31,13 +33,41 @@ that is started listens to everybody, and who joins another waits for ever. With
 no actor takes over, while a run waits."""
 
 
+NOT_HERE = {
+    "ray://": "Ray Client cannot carry what a run keeps beside its workers",
+    "http": "that is where jobs are submitted to",
+}
+"""Kinds of addresses that no process can join, and why."""
+
+
+def join(address: str) -> None:
+    """Let this process, and whatever it starts, join the Ray at ``auto`` or ``host:port``.
+
+    Raises:
+        ConfigError: where no process can join such an address.
+    """
+    _require_joinable(address, "--address")
+    os.environ["RAY_ADDRESS"] = address
+
+
+def _require_joinable(address: str, given: str) -> None:
+    for beginning, reason in NOT_HERE.items():
+        if address.startswith(beginning):
+            raise ConfigError(
+                f"{given} = {address}: {reason}; run this on a node of the cluster with auto or host:port, or send it "
+                "there: raydistill submit --address http://127.0.0.1:8265 ..."
+            )
+    if address != "auto" and not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d+", address):
+        raise ConfigError(f"{given} = {address}: must be auto or host:port, such as 10.0.0.5:6379")
+
+
 def ensure_ray(**options: Any) -> None:
     """Join the Ray that RAY_ADDRESS names, or start one that is bound to loopback and writes to files.
 
     Raises:
         ConfigError: where there is none at that address, or it does not let this process in.
     """
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = _address_to_join()
     joins, on_loopback = bool(address), not address or address.startswith(("127.", "localhost"))
     for name, value in {**QUIET, **LOCAL}.items() if on_loopback else QUIET.items():
         os.environ.setdefault(name, value)
@@ -57,17 +87,33 @@ def ensure_ray(**options: Any) -> None:
             configure_logging=True,
             **{**({} if joins else own), **options},
         )
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError) as error:
+        if not joins:
+            raise
         raise ConfigError(
-            f"RAY_ADDRESS = {address}: no Ray can be joined there ({_last_words(error)}); start one, or unset it to "
-            "let this command start its own"
+            f"RAY_ADDRESS = {address}: no Ray can be joined there ({_last_words(error)}); start one, unset it to "
+            "let this command start its own, or, where this machine is none of its nodes, use raydistill submit"
         ) from None
+
+
+def _address_to_join() -> str:
+    """Return RAY_ADDRESS, of ``auto`` the address that `ray start` noted down on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address or address == "local":
+        return ""
+    _require_joinable(address, "RAY_ADDRESS")
+    if address == "auto":
+        noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+        if not noted.is_file():
+            raise ConfigError("RAY_ADDRESS = auto: no Ray runs on this machine; `ray start` one, or name its host:port")
+        address = os.environ["RAY_ADDRESS"] = noted.read_text().strip()
+    return address
 
 
 def joins_another() -> bool:
     """Whether this process is, or will be, in a Ray that it does not start."""
     ray = sys.modules.get("ray")  # not imported here: it reads our switches as it is
-    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or (ray is not None and ray.is_initialized())
 
 
 def has_dashboard() -> bool:

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, cast
 from raydistill.cluster import ensure_ray, joins_another, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, InputError, RunError, named_error
+from raydistill.reachable import require_reachable
 from raydistill.training.early import EarlyWorkers, quick_imports
 from raydistill.training.exhaustion import memory_advice
 from raydistill.training.run_folder import PROFILE, RunFolder, claimed
@@ -211,17 +212,20 @@ def prepare_while_ray_starts(
 ) -> dict[str, Any]:
     """Load and check the material while Ray's processes come up; return it as arrays.
 
+    Where Ray has several nodes, they are asked first whether they see the run's files.
+
     Ray starts in this thread, because its processes die with the thread that started them.
     """
-    started = threading.Event()
+    started: Future[None] = Future()
     head_start = None if joins_another() else RAY_HEAD_START_S
 
     def store_bytes() -> int:
-        started.wait()
+        started.result()
         return object_store_bytes()
 
     def prepared() -> dict[str, Any]:
-        started.wait(head_start)
+        with contextlib.suppress(TimeoutError):
+            started.result(head_start)
         return _prepared_arrays(experiment, marks, store_bytes)
 
     with ThreadPoolExecutor(max_workers=1) as preparing:
@@ -229,9 +233,12 @@ def prepare_while_ray_starts(
         try:
             ensure_ray()
             marks["ray_started"] = time.time()
+            require_reachable(experiment, {"output": experiment.output})
             once_started()
-        finally:
-            started.set()
+        except BaseException as error:
+            started.set_exception(error)  # so that nothing is read for a run that there will not be
+            raise
+        started.set_result(None)
         _start_coordinator()
         return arrays.result()
 

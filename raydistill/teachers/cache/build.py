@@ -198,8 +198,10 @@ def _computed(build: _Build, missing: Sequence[Place]) -> Iterator[ShardRecord]:
     import ray
 
     from raydistill.data.shared import to_parts
+    from raydistill.reachable import require_reachable
 
     experiment, images = build.experiment, build.images
+    require_reachable(experiment, {"cache.root": experiment.cache.root})
     assert experiment.teacher is not None
     pool = _pool(build, len(missing))
     job = {
