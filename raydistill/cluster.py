@@ -6,10 +6,11 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, RunError
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -33,6 +34,8 @@ that is started listens to everybody, and who joins another waits for ever. With
 no actor takes over, while a run waits."""
 
 
+NODES_S = 1800.0
+"""A cloud takes minutes to start a machine, fetch an image and install what is missing."""
 NOT_HERE = {
     "ray://": "Ray Client cannot carry what a run keeps beside its workers",
     "http": "that is where jobs are submitted to",
@@ -140,6 +143,49 @@ def object_store_bytes() -> int:
 
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
     return int(min(size for size in stores if size))
+
+
+def await_room(each: Mapping[str, float], count: int) -> None:
+    """Let a cluster that grows with its work bring nodes for ``count`` processes of ``each``, and wait for them.
+
+    Nothing is awaited where there is room, or where the cluster cannot grow so far; who needs it says so then.
+
+    Args:
+        each: of one process, such as ``{"CPU": 4, "GPU": 1}``.
+        count: of processes.
+
+    Raises:
+        RunError: where the nodes do not come within half an hour.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    each = {kind: float(amount) for kind, amount in each.items() if amount}
+    there = sum(_room(node["Resources"], each) for node in ray.nodes() if node["Alive"])
+    most = most_resources()
+    if there >= count or any(most.get(kind, 0.0) < count * amount for kind, amount in each.items()):
+        return
+    # It is this process's, so that nodes go again should it die, as they would not with a request to the autoscaler.
+    asked = placement_group([each] * count, strategy="PACK")
+    try:
+        if not asked.wait(NODES_S):
+            raise RunError(
+                f"{count} x {each} were asked of the cluster, which has room for {there}, but no nodes came within "
+                f"{NODES_S / 60:.0f} minutes; `ray status` says what is missing"
+            )
+    finally:
+        remove_placement_group(asked)
+
+
+def most_resources() -> Mapping[str, float]:
+    """Return what the running Ray has once all nodes are up that it may start; nothing where it starts none."""
+    import ray
+
+    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
+
+
+def _room(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+    return min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items())
 
 
 def quiet_data() -> None:

@@ -238,7 +238,7 @@ def test_scripts_are_sound(path: Path) -> None:
     text = path.read_text()
     assert "umask 077" in text
     assert "RAY_AUTH_MODE=token" in text
-    assert 'finish EXIT' in text
+    assert "finish EXIT" in text
 
 
 def test_the_image_is_sound() -> None:

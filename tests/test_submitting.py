@@ -21,12 +21,16 @@ from tests.conftest import digits, teaching
 from tests.nodes import running_ray
 
 HEAD = """
-import sys, ray
+import os, sys, ray
+from pathlib import Path
 about = ray.init(
     address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", object_store_memory=200 * 2**20,
     _node_ip_address="127.0.0.1",
 )
-print("RAY", about.address_info["gcs_address"], flush=True)
+address = about.address_info["gcs_address"]
+# As `ray start` does: jobs would else join any Ray that they find on this machine.
+(Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster").write_text(address)
+print("RAY", address, flush=True)
 print(about.dashboard_url, flush=True)
 sys.stdin.read()
 """

@@ -1,6 +1,6 @@
 """Waits until the Ray at RAY_ADDRESS has so many nodes: a run shares out what it finds.
 
-    RAY_ADDRESS=10.0.0.5:6379 python experiments/cluster/await_nodes.py 4
+RAY_ADDRESS=10.0.0.5:6379 python experiments/cluster/await_nodes.py 4
 """
 
 from __future__ import annotations
