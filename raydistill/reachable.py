@@ -6,12 +6,13 @@ Nodes that join later are not asked: an autoscaler starts them as the others wer
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import ConfigError
+from raydistill.files import write_atomically
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
@@ -24,7 +25,7 @@ ANSWER_S = 120.0
 
 def read_by(experiment: Experiment) -> dict[str, str]:
     """Return key -> path of all that an experiment reads from a file system, as it was given."""
-    found: dict[str, str | None] = {"data.root": experiment.data.root}
+    found: dict[str, str | None] = {"data.root": experiment.data.root, "data.spool": experiment.data.spool}
     if experiment.data.modalities is not None:
         found["data.modalities.teacher_root"] = experiment.data.modalities.teacher_root
     found |= {f"{key}.weights": network.weights for key, network in _networks(experiment).items()}
@@ -49,6 +50,7 @@ def require_reachable(experiment: Experiment, written: Mapping[str, str]) -> Non
 
     Raises:
         ConfigError: with the first node that lacks something, and its path.
+        RunError: where nothing can be written.
     """
     import ray
 
@@ -76,7 +78,7 @@ def look(paths: Sequence[str]) -> Sights:
 
 
 def first_problem(
-    wanted: Mapping[str, str], here: Sights, answers: Mapping[str, Sights], written: Sequence[str] | Any = ()
+    wanted: Mapping[str, str], here: Sights, answers: Mapping[str, Sights], written: Collection[str] = ()
 ) -> str | None:
     """Compare what nodes see with what is ``here``; return one line about the first that sees something else.
 
@@ -109,11 +111,11 @@ def first_problem(
 
 @contextmanager
 def _marked(folders: Mapping[str, str]) -> Iterator[dict[str, Path]]:
-    """Put a file of an unheard-of name into each folder for the time being."""
+    """Put a file into each folder for the time being, of a name that no node can remember as absent."""
     marks = {key: Path(folder).resolve() / f".seen-{secrets.token_hex(8)}" for key, folder in folders.items()}
     try:
         for mark in marks.values():
-            mark.touch()
+            write_atomically(mark, b"")
         yield marks
     finally:
         for mark in marks.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import shutil
@@ -32,7 +33,6 @@ COMMANDS = {
     "tune": Command("output", ("--resume",)),
     "cache build": Command("cache.root", ()),
 }
-DASHBOARD = "http://127.0.0.1:8265"
 EXPERIMENT = "experiment.yaml"
 LOG_TRIES = 5
 """So often a log that breaks off is taken up again without a line of it having come."""
@@ -86,10 +86,10 @@ def _of_this_machine(command: str, experiment: Experiment) -> list[str]:
     written = {"output": experiment.output, "cache.root": experiment.cache.root}
     paths = {**read_by(experiment), COMMANDS[command].writes: written[COMMANDS[command].writes]}
     return [
-        f"{key} = {path}: relative, so it would lie in a temporary folder of the cluster's head; give an absolute path "
-        f"on storage that all nodes share, such as {key}=/shared/{Path(path).name}"
+        f"{key} = {path}: no absolute path, so it would lie in a temporary folder of the cluster's head; name one on "
+        f"storage that all nodes share, such as {key}=/shared/{Path(path).name}"
         for key, path in paths.items()
-        if "://" not in path and not Path(path).is_absolute()
+        if not Path(path).is_absolute() and not (key == "cache.root" and "://" in path)
     ]
 
 
@@ -104,7 +104,7 @@ class Submitted:
             RunError: where it refuses the job.
         """
         if not address.startswith(("http://", "https://")):
-            raise ConfigError(f"--address = {address}: must be where the head's dashboard is, such as {DASHBOARD}")
+            raise ConfigError(f"--address = {address}: must be where the head's dashboard is: http://HOST:PORT")
         self.address, self._told = address, 0
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets it, or RAY_ADDRESS, win over what it is called with
         self._client = self._connected()
@@ -125,6 +125,8 @@ class Submitted:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
+        for handler in logging.getLogger("ray").handlers:  # it would tell of each file that it sends
+            handler.setLevel(logging.WARNING)
         try:
             return JobSubmissionClient(self.address)
         except AuthenticationError as error:

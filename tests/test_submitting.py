@@ -140,9 +140,13 @@ def config(tmp_path: Path, teacher_weights: Path) -> str:
         (["cache", "build", "CONFIG", "--resume"], "no option '--resume'"),
         (["CONFIG", "--rezume"], "no option '--rezume'"),
         (["CONFIG", "train.epochz=1"], "did you mean 'epochs'"),
-        (["CONFIG", "output=runs"], "output = runs: relative"),
-        (["CONFIG", "cache.root=cache"], "cache.root = cache: relative"),
-        (["CONFIG", "teacher.weights=runs/model.safetensors"], "teacher.weights = runs/model.safetensors: relative"),
+        (["CONFIG", "output=runs"], "output = runs: no absolute path"),
+        (["CONFIG", "output=s3://bucket/runs"], "output = s3://bucket/runs: no absolute path"),
+        (["CONFIG", "cache.root=cache"], "cache.root = cache: no absolute path"),
+        (
+            ["CONFIG", "teacher.weights=runs/model.safetensors"],
+            "weights = runs/model.safetensors: no absolute",
+        ),
     ],
 )
 def test_what_would_go_wrong_there_is_told_here(config: str, words: list[str], said: str) -> None:
