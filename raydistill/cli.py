@@ -46,6 +46,14 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="Join the Ray there, of which this machine is a node, instead of starting one; RAY_ADDRESS by default.",
+    ),
+]
 
 
 @app.callback()
@@ -63,11 +71,17 @@ def demo(as_json: Json = False, output: Annotated[str, typer.Option(help="Folder
 
 
 @app.command()
-def teacher(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
+def teacher(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    address: Address = None,
+) -> None:
     """Train the experiment's teacher by cross entropy."""
     from raydistill import display
 
-    experiment = _load(config, overrides)
+    experiment = _load(config, overrides, address)
     from raydistill.training.trainer import train_teacher
 
     epochs = ((experiment.teacher and experiment.teacher.train) or experiment.train).epochs
@@ -82,6 +96,8 @@ def train(
     overrides: Overrides = None,
     as_json: Json = False,
     resume: Resume = False,
+    *,
+    address: Address = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Record some steps with torch's profiler, in logs/profile of the run.")
     ] = False,
@@ -89,7 +105,7 @@ def train(
     """Train one student."""
     from raydistill import display
 
-    experiment = _load(config, overrides)
+    experiment = _load(config, overrides, address)
     from raydistill.training.trainer import STUDENT_WEIGHTS
     from raydistill.training.trainer import train as run
 
@@ -101,11 +117,17 @@ def train(
 
 
 @app.command()
-def tune(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
+def tune(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    address: Address = None,
+) -> None:
     """Sweep over the keys of `tune.space`; ends with the best configuration as a file."""
     from raydistill.sweep_display import sweep
 
-    experiment = _load(config, overrides)
+    experiment = _load(config, overrides, address)
     from raydistill.tuning.space import check_space
 
     check_space(experiment)
@@ -114,6 +136,40 @@ def tune(config: Config, overrides: Overrides = None, as_json: Json = False, res
     with sweep(experiment) as watch:
         result = run(experiment, resume=resume, watch=watch)
     _finish(result, as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[COMMAND] CONFIG [key.path=value]... [--resume]...",
+            help="teacher, train, tune or cache build as you would run it there; train where only a file is named.",
+        ),
+    ],
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster's head.")
+    ] = "http://127.0.0.1:8265",
+    python: Annotated[str, typer.Option(help="The cluster's interpreter.")] = "python",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once the job is accepted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a command on a cluster; its log comes here, and its exit code. Ctrl-C leaves it running."""
+    from raydistill import display
+    from raydistill.submitting import Submitted, parse_job
+
+    submitted = Submitted(parse_job(words), address, python=python)
+    display.say(f"{submitted.id}: submitted. {submitted.advice}")
+    code = None
+    if not no_wait:
+        try:
+            code = submitted.follow(lambda text: print(text, end="", flush=True))
+        except KeyboardInterrupt:
+            display.say(f"{submitted.id}: goes on without being watched. {submitted.advice}")
+            raise typer.Exit(INTERRUPTED) from None
+    _finish({"submission_id": submitted.id, "exit_code": code}, as_json, quiet=True)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(name="eval")
@@ -309,13 +365,13 @@ def doctor(as_json: Json = False) -> None:
 
 
 @cache_app.command(name="build")
-def cache_build(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def cache_build(config: Config, overrides: Overrides = None, as_json: Json = False, address: Address = None) -> None:
     """Compute what is missing of the experiment's teacher cache."""
     from dataclasses import asdict
 
     from raydistill import display
 
-    experiment = _load(config, overrides)
+    experiment = _load(config, overrides, address)
     from raydistill.teachers.cache.build import build_cache
 
     with display.rows("teacher") as progress:
@@ -427,9 +483,13 @@ def cache_rm(path: Annotated[str, typer.Argument()], as_json: Json = False) -> N
     _finish({"removed": str(path)}, as_json)
 
 
-def _load(config: Path, overrides: list[str] | None) -> Experiment:
+def _load(config: Path, overrides: list[str] | None, address: str | None = None) -> Experiment:
     from raydistill.config import load_experiment
 
+    if address is not None:
+        from raydistill.cluster import join
+
+        join(address)
     return load_experiment(config, overrides or ())
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, RunError
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -31,13 +34,43 @@ that is started listens to everybody, and who joins another waits for ever. With
 no actor takes over, while a run waits."""
 
 
+NODES_S = 1800.0
+"""A cloud takes minutes to start a machine, fetch an image and install what is missing."""
+NOT_HERE = {
+    "ray://": "Ray Client cannot carry what a run keeps beside its workers",
+    "http": "that is where jobs are submitted to",
+}
+"""Kinds of addresses that no process can join, and why."""
+
+
+def join(address: str) -> None:
+    """Let this process, and whatever it starts, join the Ray at ``auto`` or ``host:port``.
+
+    Raises:
+        ConfigError: where no process can join such an address.
+    """
+    _require_joinable(address, "--address")
+    os.environ["RAY_ADDRESS"] = address
+
+
+def _require_joinable(address: str, given: str) -> None:
+    for beginning, reason in NOT_HERE.items():
+        if address.startswith(beginning):
+            raise ConfigError(
+                f"{given} = {address}: {reason}; run this on a node of the cluster with auto or host:port, or send it "
+                "there: raydistill submit --address http://127.0.0.1:8265 ..."
+            )
+    if address != "auto" and not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d+", address):
+        raise ConfigError(f"{given} = {address}: must be auto or host:port, such as 10.0.0.5:6379")
+
+
 def ensure_ray(**options: Any) -> None:
     """Join the Ray that RAY_ADDRESS names, or start one that is bound to loopback and writes to files.
 
     Raises:
         ConfigError: where there is none at that address, or it does not let this process in.
     """
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = _address_to_join()
     joins, on_loopback = bool(address), not address or address.startswith(("127.", "localhost"))
     for name, value in {**QUIET, **LOCAL}.items() if on_loopback else QUIET.items():
         os.environ.setdefault(name, value)
@@ -57,17 +90,33 @@ def ensure_ray(**options: Any) -> None:
             configure_logging=True,
             **{**({} if joins else own), **options},
         )
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError) as error:
+        if not joins:
+            raise
         raise ConfigError(
-            f"RAY_ADDRESS = {address}: no Ray can be joined there ({_last_words(error)}); start one, or unset it to "
-            "let this command start its own"
+            f"RAY_ADDRESS = {address}: no Ray can be joined there ({_last_words(error)}); start one, unset it to "
+            "let this command start its own, or, where this machine is none of its nodes, use raydistill submit"
         ) from None
+
+
+def _address_to_join() -> str:
+    """Return RAY_ADDRESS, of ``auto`` the address that `ray start` noted down on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address or address == "local":
+        return ""
+    _require_joinable(address, "RAY_ADDRESS")
+    if address == "auto":
+        noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+        if not noted.is_file():
+            raise ConfigError("RAY_ADDRESS = auto: no Ray runs on this machine; `ray start` one, or name its host:port")
+        address = os.environ["RAY_ADDRESS"] = noted.read_text().strip()
+    return address
 
 
 def joins_another() -> bool:
     """Whether this process is, or will be, in a Ray that it does not start."""
     ray = sys.modules.get("ray")  # not imported here: it reads our switches as it is
-    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or (ray is not None and ray.is_initialized())
 
 
 def has_dashboard() -> bool:
@@ -94,6 +143,49 @@ def object_store_bytes() -> int:
 
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
     return int(min(size for size in stores if size))
+
+
+def await_room(each: Mapping[str, float], count: int) -> None:
+    """Let a cluster that grows with its work bring nodes for ``count`` processes of ``each``, and wait for them.
+
+    Nothing is awaited where there is room, or where the cluster cannot grow so far; who needs it says so then.
+
+    Args:
+        each: of one process, such as ``{"CPU": 4, "GPU": 1}``.
+        count: of processes.
+
+    Raises:
+        RunError: where the nodes do not come within half an hour.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    each = {kind: float(amount) for kind, amount in each.items() if amount}
+    there = sum(_room(node["Resources"], each) for node in ray.nodes() if node["Alive"])
+    most = most_resources()
+    if there >= count or any(most.get(kind, 0.0) < count * amount for kind, amount in each.items()):
+        return
+    # It is this process's, so that nodes go again should it die, as they would not with a request to the autoscaler.
+    asked = placement_group([each] * count, strategy="PACK")
+    try:
+        if not asked.wait(NODES_S):
+            raise RunError(
+                f"{count} x {each} were asked of the cluster, which has room for {there}, but no nodes came within "
+                f"{NODES_S / 60:.0f} minutes; `ray status` says what is missing"
+            )
+    finally:
+        remove_placement_group(asked)
+
+
+def most_resources() -> Mapping[str, float]:
+    """Return what the running Ray has once all nodes are up that it may start; nothing where it starts none."""
+    import ray
+
+    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
+
+
+def _room(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+    return min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items())
 
 
 def quiet_data() -> None:

@@ -77,7 +77,7 @@ def parent(pid: int) -> int:
 
 def environment_of(short: str) -> dict[str, str]:
     return os.environ | {
-        "PYTHONPATH": str(TESTS.parent),
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
         "RAY_TMPDIR": short,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -20,7 +20,7 @@ ROOMS = {
     "data": LEAVES | {"data"},
 }
 BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster", "section"}
-BELOW_TEACHERS |= {"tune_config", "evaluate_config", "protocol_names"}
+BELOW_TEACHERS |= {"tune_config", "evaluate_config", "protocol_names", "reachable"}
 ROOMS |= {
     "teachers": BELOW_TEACHERS | {"teachers"},
     "evaluation": BELOW_TEACHERS | {"evaluation"},
@@ -32,6 +32,8 @@ ROOMS |= {
 RAY_MAY_BE_IMPORTED_BY = {
     "cluster.py",
     "doctor.py",
+    "reachable.py",
+    "submitting.py",
     "teachers/cache/actors.py",
     "teachers/cache/build.py",
     "teachers/cache/counting.py",

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from raydistill import cluster
+from raydistill.errors import ConfigError
+from tests.commands import PATIENCE
 from tests.conftest import TESTS
+from tests.nodes import Nodes
 
 STARTED = """
 {first}
@@ -30,3 +35,58 @@ def test_nobody_else_reaches_it(first: str) -> None:
         check=True,
     )
     assert set(done.stdout.split()) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head", "head:", "10.0.0.5:port"])
+def test_what_no_process_can_join_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    with pytest.raises(ConfigError, match=r"--address = .*(raydistill submit|host:port)"):
+        cluster.join(address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=r"^RAY_ADDRESS = "):
+        cluster.ensure_ray()
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5:6379", "head.lab:6379", "[fe80::1]:6379"])
+def test_an_address_is_joined_by_this_process_and_what_it_starts(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    cluster.join(address)
+    assert os.environ["RAY_ADDRESS"] == address
+    assert cluster.joins_another()
+
+
+def test_auto_is_the_ray_that_was_started_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ConfigError, match="no Ray runs on this machine"):
+        cluster.ensure_ray()
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.5:6379\n")
+    assert cluster._address_to_join() == os.environ["RAY_ADDRESS"] == "10.0.0.5:6379"
+
+
+GROWS = """
+from raydistill import cluster
+cluster.ensure_ray()
+cluster.most_resources = lambda: {"CPU": 3.0}
+cluster.await_room({"CPU": 1, "GPU": 0}, 2)
+cluster.await_room({"CPU": 1}, 4)
+print("ASKS", flush=True)
+cluster.await_room({"CPU": 1}, 3)
+import ray
+print(ray.cluster_resources()["CPU"], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_can_grow_is_waited_for(nodes: Nodes) -> None:
+    """Not where there is room, nor where it can never be; the cloud that brings a node is the test."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", GROWS], env=nodes.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert next((line for line in process.stdout if "ASKS" in line), None)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    nodes.add()
+    said, wrong = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said.split()) == (0, ["3.0"]), wrong

@@ -1,4 +1,4 @@
-"""docs/scaling.md: its formulae hold between ranks, and its reckoned tables are those of the script."""
+"""docs/scaling.md and docs/cluster.md: formulae hold between ranks, and reckoned tables are those of the scripts."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def test_what_two_ranks_exchange_is_what_the_formulae_say(benchmark: Any, tmp_pa
             assert counted == reckoned, label
     assert found[0]["crd"][0]["all_gather"] == 11 * (8 + 2 * 8 * 4) + 8
     assert found[0]["kd"][0]["all_gather"] == found[0]["kd"][0]["all_reduce"] == 0
+
+
+def test_the_page_on_clusters_holds_the_costs_that_the_script_prints(benchmark: Any) -> None:
+    costs = benchmark("costs")
+    page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    for table in costs.tables(costs.Prices()):
+        assert table in page
 
 
 def test_the_page_holds_the_tables_that_the_script_prints(benchmark: Any) -> None:

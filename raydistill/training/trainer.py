@@ -7,15 +7,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from raydistill.cluster import ensure_ray, joins_another, object_store_bytes
+from raydistill.cluster import await_room, ensure_ray, joins_another, most_resources, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import ConfigError, InputError, RunError, named_error
+from raydistill.reachable import require_reachable
 from raydistill.training.early import EarlyWorkers, quick_imports
 from raydistill.training.exhaustion import memory_advice
 from raydistill.training.run_folder import PROFILE, RunFolder, claimed
@@ -61,7 +62,8 @@ def train(
         if resume and run_folder.succeeded:
             return run_folder.result()
         marks = {"called": time.time()}
-        arrays = prepare_while_ray_starts(experiment, marks, partial(_start_early, experiment, early))
+        starts = partial(_await_workers, experiment), partial(_start_early, experiment, early)
+        arrays = prepare_while_ray_starts(experiment, marks, *starts)
         import ray
 
         run_folder.begin(experiment, resume=resume)
@@ -207,21 +209,27 @@ def _teacher_alone(experiment: Experiment, number: int, folder: Path) -> Experim
 
 
 def prepare_while_ray_starts(
-    experiment: Experiment, marks: dict[str, float], once_started: Callable[[], None] = lambda: None
+    experiment: Experiment,
+    marks: dict[str, float],
+    await_nodes: Callable[[], None],
+    once_started: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Load and check the material while Ray's processes come up; return it as arrays.
 
+    First the nodes come that have to, and where Ray has several, they are asked whether they see the run's files.
+
     Ray starts in this thread, because its processes die with the thread that started them.
     """
-    started = threading.Event()
+    started: Future[None] = Future()
     head_start = None if joins_another() else RAY_HEAD_START_S
 
     def store_bytes() -> int:
-        started.wait()
+        started.result()
         return object_store_bytes()
 
     def prepared() -> dict[str, Any]:
-        started.wait(head_start)
+        with contextlib.suppress(TimeoutError):
+            started.result(head_start)
         return _prepared_arrays(experiment, marks, store_bytes)
 
     with ThreadPoolExecutor(max_workers=1) as preparing:
@@ -229,11 +237,23 @@ def prepare_while_ray_starts(
         try:
             ensure_ray()
             marks["ray_started"] = time.time()
+            await_nodes()
+            require_reachable(experiment, {"output": experiment.output})
             once_started()
-        finally:
-            started.set()
+        except BaseException as error:
+            started.set_exception(error)  # so that nothing is read for a run that there will not be
+            raise
+        started.set_result(None)
         _start_coordinator()
         return arrays.result()
+
+
+def _await_workers(experiment: Experiment) -> None:
+    """Wait for the nodes of as many workers as a run begins with."""
+    scale = experiment.scale
+    count = scale.least_workers
+    use_gpu = most_resources().get("GPU", 0.0) >= count if scale.use_gpu == "auto" else scale.use_gpu
+    await_room({"CPU": scale.cpus_per_worker or 1, "GPU": int(use_gpu)}, count)
 
 
 def _start_early(experiment: Experiment, early: EarlyWorkers) -> None:
@@ -327,7 +347,7 @@ def _resources(experiment: Experiment, *, reads_ahead: bool) -> tuple[dict[str, 
     """
     import ray
 
-    scale, available = experiment.scale, ray.cluster_resources()
+    scale, available = experiment.scale, {"CPU": 0.0, **ray.cluster_resources()}
     use_gpu = scale.use_gpu if scale.use_gpu != "auto" else available.get("GPU", 0) >= scale.least_workers
     shared = int(available["CPU"]) - spare_cpus(reads_ahead, available["CPU"])
     cpus = scale.cpus_per_worker or max(1, shared // scale.workers)

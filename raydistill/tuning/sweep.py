@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raydistill.cluster import await_room
 from raydistill.config import Experiment, flatten, load_experiment
 from raydistill.errors import ConfigError, RunError
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
@@ -55,7 +56,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         from raydistill.training.material import from_arrays  # as late as all that brings torch
         from raydistill.tuning.conclusion import conclude
 
-        arrays = prepare_while_ray_starts(covering(experiment), {})
+        arrays = prepare_while_ray_starts(covering(experiment), {}, partial(_await_trials, experiment))
         folder.begin(experiment, resume=resume)
         folder.list_skipped(arrays["train"]["skipped"])
         before = read_state(folder.path)
@@ -118,12 +119,20 @@ def _asks_for_more(experiment: Experiment, folder: RunFolder) -> bool:
     return load_experiment(folder.path / CONFIG).tune != experiment.tune
 
 
+def _await_trials(experiment: Experiment) -> None:
+    """Wait for the nodes of as many trials as are to run at a time, or of one."""
+    config, scale = _tune(experiment), experiment.scale
+    cpus = config.cpus_per_trial if scale.workers == 1 else scale.cpus_per_worker or 1
+    count = (config.concurrent or 1) * scale.workers
+    await_room({"CPU": cpus, "GPU": _gpus(experiment) / scale.workers}, count)
+
+
 def _slots(experiment: Experiment, arrays: Mapping[str, Any]) -> int:
     """Return how many trials run at a time."""
     config, scale = _tune(experiment), experiment.scale
     import ray
 
-    available = ray.cluster_resources()
+    available = {"CPU": 0.0, **ray.cluster_resources()}
     free = available["CPU"] - spare_cpus(arrays["reads_ahead"], available["CPU"])
     cpus = config.cpus_per_trial if scale.workers == 1 else scale.workers * (scale.cpus_per_worker or 1)
     room = int(free / cpus)

@@ -31,7 +31,7 @@ from raydistill.teachers.cache.commit import begin, clear_the_way, finish, finis
 from raydistill.teachers.cache.counting import counted
 from raydistill.teachers.cache.files import locked, remove_temporaries
 from raydistill.teachers.cache.manifest import RECORDS, SHARDS, Content, ShardRecord
-from raydistill.teachers.cache.pool import Pool, choose_pool
+from raydistill.teachers.cache.pool import Pool, choose_pool, least_pool
 from raydistill.teachers.cache.remote import Location
 from raydistill.teachers.cache.request import partners_of, requested
 from raydistill.teachers.cache.shards import Place
@@ -192,14 +192,17 @@ class _Build:
 
 def _computed(build: _Build, missing: Sequence[Place]) -> Iterator[ShardRecord]:
     """Send the shards through Ray Data's actors; yield their records as they are finished."""
-    from raydistill.cluster import ensure_ray
+    from raydistill.cluster import await_room, ensure_ray, most_resources
 
     ensure_ray()
     import ray
 
     from raydistill.data.shared import to_parts
+    from raydistill.reachable import require_reachable
 
     experiment, images = build.experiment, build.images
+    await_room(*least_pool(experiment, most_resources()))
+    require_reachable(experiment, {"cache.root": experiment.cache.root})
     assert experiment.teacher is not None
     pool = _pool(build, len(missing))
     job = {

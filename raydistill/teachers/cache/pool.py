@@ -50,6 +50,14 @@ def choose_pool(experiment: Experiment, shards: int, nodes: Nodes) -> Pool:
     return Pool(min(least, shards), min(most, shards), cpus, gpus)
 
 
+def least_pool(experiment: Experiment, most: Mapping[str, float]) -> tuple[dict[str, float], int]:
+    """Return what an actor takes at least, and how many there have to be, of a cluster that has at ``most`` so much."""
+    config, use_gpu = experiment.cache, experiment.scale.use_gpu
+    gpu = use_gpu is True or (use_gpu == "auto" and most.get("GPU", 0.0) > 0)
+    least, _ = _bounds(config)
+    return {"CPU": config.cpus_per_actor or 1, "GPU": (config.gpus_per_actor or 1) if gpu else 0}, least or 1
+
+
 def _gpus_per_actor(experiment: Experiment, nodes: Nodes) -> float:
     wanted, use_gpu = experiment.cache.gpus_per_actor, experiment.scale.use_gpu
     there = any(node.get("GPU", 0) for node in nodes)
