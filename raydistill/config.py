@@ -7,7 +7,8 @@ imports torch or Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,14 +26,23 @@ from raydistill.config_errors import explain
 from raydistill.data.config import DataConfig
 from raydistill.errors import ConfigError
 from raydistill.evaluate_config import EvaluateConfig
+from raydistill.files import possible_path
 from raydistill.measures import VALIDATION, measure_behind, neighbours_of
 from raydistill.methods.base import Method, Needs, needs_of_stages_too, union_of_needs
 from raydistill.methods.registry import method_class
 from raydistill.models.zoo import FUNCTION, check_name, split_tap
+from raydistill.safe_yaml import merged_values, read_text
 from raydistill.section import Count, Fraction, Positive, Section
 from raydistill.tune_config import TuneConfig
 
-ModelName = Annotated[str, Field(description="a name of `raydistill list models`")]
+PathText = Annotated[str, AfterValidator(possible_path)]
+ModelName = Annotated[
+    str, Field(description="a name of `raydistill list models`; package.module:function is code, and is run")
+]
+
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 def _known_measure(name: str) -> str:
@@ -180,7 +190,7 @@ class NetworkConfig(Section):
     """
 
     model: ModelName
-    weights: str | None = None
+    weights: PathText | None = None
     taps: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("model")
@@ -242,7 +252,7 @@ class CacheConfig(Section):
     disk, read ahead of the steps (``stream``); ``auto`` takes the first that has room. Results are the same.
     """
 
-    root: str = "cache"
+    root: PathText = "cache"
     outputs: Annotated[tuple[str, ...], Field(min_length=1)] = ("logits", "embedding")
     views: Annotated[int, Field(ge=0, le=1000)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -345,7 +355,7 @@ class Experiment(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    output: str = "runs"
+    output: PathText = "runs"
     data: DataConfig
     teacher: TeacherConfig | None = None
     ensemble: Annotated[tuple[TeacherConfig, ...], Field(description="further teachers beside `teacher`")] = ()
@@ -500,7 +510,7 @@ class Experiment(Section):
         merged = OmegaConf.create(self.to_dict())
         for key, value in values.items():
             OmegaConf.update(merged, key, value, merge=False, force_add=True)
-        return parse_experiment(_plain(merged))
+        return parse_experiment(OmegaConf.to_container(merged, resolve=True))
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -509,24 +519,19 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     Raises:
         ConfigError: with one line for each mistake.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
+    dotted = _checked(overrides)
     try:
-        given = OmegaConf.load(_existing(path))
-        if not OmegaConf.is_dict(given):
-            raise ConfigError(f"{path}: an experiment is a mapping of sections (name, data, student, methods, ...)")
-        values = _plain(OmegaConf.merge(given, _dotlist(overrides)))
-    except YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+        values = merged_values(read_text(_existing(path)), dotted)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
     return parse_experiment(values, origin=str(path))
 
 
 def parse_experiment(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
     """Validate plain values. Raises ``ConfigError`` whose message begins every line with ``origin``."""
+    values = {str(key): value for key, value in values.items()}
+    if unwritable := next(_unwritable(values), None):
+        raise ConfigError(f"{origin}: {unwritable}: holds letters that cannot be shown or written")
     problems: list[str] = []
     methods = _parse_methods(values.get("methods"), problems)
     try:
@@ -534,7 +539,7 @@ def parse_experiment(values: Mapping[str, Any], origin: str = "experiment") -> E
     except ValidationError as error:
         problems = explain(error, Experiment) + problems
     if problems:
-        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+        raise ConfigError("\n".join(f"{origin}: {' '.join(problem.split())}" for problem in problems))
     return experiment
 
 
@@ -544,6 +549,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _unwritable(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted keys of texts that are none, such as halves of a surrogate pair, which YAML can express."""
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        yield path
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            inner = f"{path}.{key}".lstrip(".")
+            if isinstance(key, str) and not key.isprintable():
+                yield ascii(inner)
+            yield from _unwritable(part, inner)
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _unwritable(part, f"{path}.{number}")
 
 
 def _parse_methods(section: Any, problems: list[str]) -> dict[str, Method]:
@@ -557,6 +577,9 @@ def _parse_methods(section: Any, problems: list[str]) -> dict[str, Method]:
             continue
         values = dict(given) if isinstance(given, Mapping) else {"": given}
         name = str(values.pop("name", label))
+        if not _LABEL.fullmatch(str(label)):
+            problems.append(f"methods.{label!r}: a label has at most 100 letters, digits, '_' and '-'")
+            continue
         try:
             kind = method_class(name)
             methods[label] = kind.model_validate(values)
@@ -580,20 +603,11 @@ def _existing(path: str | Path) -> Path:
     return Path(path)
 
 
-def _dotlist(overrides: Iterable[str]) -> Any:
-    from omegaconf import OmegaConf
-
+def _checked(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides, each of which must have a key."""
     overrides = list(overrides)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"'{override}': an override reads key.path=value, such as train.epochs=5")
-    return OmegaConf.from_dotlist(overrides)
-
-
-def _plain(merged: Any) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(merged, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return overrides
