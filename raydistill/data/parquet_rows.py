@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raydistill.data.decoding import reason_of
 from raydistill.data.encoded import read_whole
 from raydistill.errors import DataError, did_you_mean
 from raydistill.lazy import Tensor
@@ -171,7 +172,7 @@ def check_column(path: Path, file: pq.ParquetFile, column: str) -> None:
 
 def not_whole(path: Path, error: Exception) -> DataError:
     """Return the error for a damaged file."""
-    return DataError(f"{path}: not a whole Parquet file ({error})")
+    return DataError(f"{path}: not a whole Parquet file ({reason_of(error)})")
 
 
 def _changed(path: Path) -> DataError:

@@ -83,7 +83,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Return the record of a checkpoint; nothing of one that was written before there were records, or of a damaged."""
     try:
         record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -14,7 +14,6 @@ from typer.testing import CliRunner, Result
 
 from raydistill.cli import app
 
-
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(9))
 """YAML of nine lines that stands for a thousand million values."""
 

@@ -76,7 +76,6 @@ def read_all(folder: Path) -> None:
     cache = TeacherCache.open(folder)
     cache.read(cache.ids[:2])
     cache.table(cache.ids, cache.views, cache.outputs)
-    cache.to_pandas(limit=3)
 
 
 def rehashed(values: Any) -> Any:
@@ -102,8 +101,7 @@ def check_mutations(folder: Path, count: int) -> None:
             manifest = manifest[:place] + bytes([draw.randrange(256)]) + manifest[place + draw.choice((0, 1, 9)) :]
         sign(folder, manifest)
         try:
-            with nothing_written(folder.parent) if number % 50 == 0 else nothing_written(folder / RECORDS):
-                problems = verify(folder, full=True)
+            with nothing_written(folder.parent):
                 read_all(folder)
             opened += 1
         except CacheError as error:
@@ -111,7 +109,8 @@ def check_mutations(folder: Path, count: int) -> None:
         except BaseException as error:
             error.add_note(repr(manifest))
             raise
-        assert all("\n" not in problem for problem in problems)
+        if number % 10 == 0:
+            assert all("\n" not in problem for problem in verify(folder, full=True))
         if number % 100 == 0:
             assert command("cache", "verify", str(folder)).exit_code in (0, 1)
             assert command("cache", "ls", str(folder.parent)).exit_code == 0
@@ -141,7 +140,6 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object], *, key: bo
         lambda m: m["shards"][0].update(name="/etc/passwd"),
         lambda m: m["shards"][0].update(name="v0000-0000000000.parquet/../../x"),
         lambda m: m["shards"][0].update(sha256="../../../../x"),
-        lambda m: m.update(key="../../x"),
         lambda m: m["content"]["data"].update(count=10**12),
         lambda m: m["content"].update(views=10**9),
         lambda m: m["content"].update(shard_rows=10**30),
@@ -149,12 +147,11 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object], *, key: bo
         lambda m: m["content"]["teacher"]["outputs"].update(embedding=[2**39, 2**39]),
         lambda m: m["content"]["teacher"]["outputs"].update(embedding=[-3]),
         lambda m: m["content"]["teacher"]["outputs"].update(more=[3]),
-        lambda m: m["shards"][0]["blocks"]["embedding"].update(offset=2**39),
         lambda m: m["shards"][0].update(rows=10**9),
         lambda m: m.update(shards=[]),
         lambda m: m.update(shards=m["shards"][:1] * 1000),
     ],
-    ids=range(16),
+    ids=range(14),
 )
 def test_manifests_that_lead_away_or_lie_are_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], object]
@@ -163,6 +160,16 @@ def test_manifests_that_lead_away_or_lie_are_refused(
     changed(folder, change)
     with nothing_written(tmp_path):
         assert str(folder) in refused("cache", "export", str(folder), str(tmp_path / "out.npz"))
+
+
+def test_a_key_that_is_none_and_a_block_beyond_its_file_are_refused(tmp_path: Path) -> None:
+    folder = a_cache(tmp_path / "cache")
+    changed(folder, lambda m: m["shards"][0]["blocks"]["embedding"].update(offset=2**39))
+    with pytest.raises(CacheError, match="damaged"):
+        read_all(folder)
+    changed(folder, lambda m: m.update(key="../../x"), key=False)
+    with pytest.raises(CacheError, match="content was edited"):
+        read_all(folder)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 100_000, "", "null", "\x00", "NaN"])
@@ -231,6 +238,7 @@ def test_mutated_shards_with_a_record_that_fits_are_rows_or_refused(tmp_path: Pa
         changed(folder, lambda m, data=data: m["shards"][0].update(sha256=hashlib.sha256(data).hexdigest(), blocks={}))
         try:
             read_all(folder)
+            TeacherCache.open(folder).to_pandas(limit=3)
         except CacheError as error:
             assert "\n" not in str(error)
             damages += 1

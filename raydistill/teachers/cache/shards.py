@@ -174,8 +174,8 @@ def read_stored(
             found |= {name: array_of(table.column(name), columns[name]) for name in others}
         except (IndexError, TypeError, ValueError) as error:
             raise damaged(path, _first_line(error)) from None
-        if any(len(found[name]) != record.rows for name in others):
-            raise damaged(path, f"other than {record.rows} rows")
+        if any(len(found[name]) != record.rows or table.column(name).null_count for name in others):
+            raise damaged(path, f"it does not hold {record.rows} whole rows")
     return found
 
 
