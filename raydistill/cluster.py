@@ -51,7 +51,8 @@ def ensure_ray(**options: Any) -> None:
     import ray
 
     if ray.is_initialized():
-        if ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE:  # in workers the driver has done so
+        worker = getattr(ray.get_runtime_context(), "worker", None)
+        if worker is not None and worker.mode == ray.SCRIPT_MODE:  # in workers the driver has done so
             _refuse_open_head()
         return
     if not joins:

@@ -65,12 +65,14 @@ def possible_path(text: str) -> str:
 
 def link_out_of(folder: Path) -> Path | None:
     """Return the first link below a folder that leads out of it, through which others would be read or written."""
-    inside = folder.resolve()
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(parent, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                return path
+    inside, waiting = folder.resolve(), [folder]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:  # what cannot be read leads nowhere
+            for entry in entries:
+                if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(inside):
+                    return Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
     return None
 
 

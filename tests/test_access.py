@@ -189,6 +189,8 @@ cluster.shutdown()
 JOINING = """
 from raydistill import access
 access.is_loopback = lambda address: {close}  # where False, this machine's loopback stands for another machine
+if {tunnel}:
+    access.prepare_to_join = lambda address: None  # as for an address on loopback, whose nodes are elsewhere
 from raydistill.cluster import ensure_ray, security
 from raydistill.errors import ConfigError
 try:
@@ -199,10 +201,9 @@ except ConfigError as error:
 """
 
 
-def joining(environment: dict[str, str], *, close: bool = False) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", JOINING.format(close=close)], env=environment, capture_output=True, text=True, check=True
-    )
+def joining(environment: dict[str, str], *, close: bool = False, tunnel: bool = False) -> str:
+    command = [sys.executable, "-c", JOINING.format(close=close, tunnel=tunnel)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -211,6 +212,7 @@ def test_a_real_ray_without_tokens_beyond_loopback_is_refused(tmp_path: Path) ->
         refused = joining(environment)
         assert refused.startswith(f"refused: RAY_ADDRESS = {environment['RAY_ADDRESS']}: this Ray lets in anybody")
         assert f"False the Ray at {environment['RAY_ADDRESS']} lets in anybody" in refused
+        assert joining(environment, tunnel=True).startswith("refused: the Ray at 127.0.0.1:")
         allowed = joining(environment | {access.ALLOW_OPEN: "1"})
         assert allowed.startswith("joined; True")
         assert f"which {access.ALLOW_OPEN} allows" in allowed

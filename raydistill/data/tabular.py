@@ -33,6 +33,8 @@ def read(config: DataConfig, split: Split) -> ImageSet:
     columns = [name for name in (label_column, config.id_column) if name]
     rows = ParquetRows.of(files, config.image_column)
     table = _read_files(files, columns) if columns else None
+    if table is not None and len(table) != len(rows):
+        raise DataError(f"{files[0]}: damaged: {len(table)} rows have labels or ids, {len(rows)} images")
     ids = torch.arange(len(rows)) if table is None or config.id_column is None else _ids(table, config.id_column)
     chosen = choose_subset(ids, config) if split == "train" else torch.arange(len(ids))
     labels, num_classes = None, 0

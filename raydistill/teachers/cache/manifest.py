@@ -47,6 +47,7 @@ _LATER_DEFAULTS = (("compression", "none"), ("top_k", None))
 P = TypeVar("P", bound=BaseModel)
 _LARGEST = 2**40
 _MOST_BYTES = 1 << 28
+"""Of a manifest or record; a file that is none, such as a pipe, has no bytes."""
 _Size = Annotated[int, Field(ge=1, le=_LARGEST)]
 """A manifest may come from anybody, and what it counts must not be beyond all machines."""
 _LIBRARIES = ("raydistill", "torch", "torchvision", "timm", "numpy", "pyarrow", "ray")
@@ -300,9 +301,8 @@ def check_success(folder: Location) -> None:
 
 def _parse(kind: type[P], path: Location) -> P:
     try:
-        size = store.size_of(path)
-        if size is not None and size > _MOST_BYTES:
-            raise CacheError(f"{path}: damaged: {size} bytes; repair it with `{REPAIR}`")
+        if isinstance(path, Path) and not 0 < (size := store.size_of(path) or 0) <= _MOST_BYTES:
+            raise CacheError(f"{path}: not there, or damaged: {size} bytes; repair it with `{REPAIR}`")
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise CacheError(f"{path}: cannot be read: {error.strerror or error}") from None
