@@ -49,3 +49,8 @@ KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
     "layouts": layouts,
 }
 """What can be listed."""
+
+NOTES: Mapping[str, str] = {
+    "models": "also torchvision/<name>, timm/<name>, and package.module:function: code of your own, which is run",
+}
+"""What a list cannot name one by one."""

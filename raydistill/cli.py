@@ -325,7 +325,7 @@ def list_names(
     as_json: Json = False,
 ) -> None:
     """List the names that an experiment or `compare` can use, or tell all about one method."""
-    from raydistill.catalogue import KINDS
+    from raydistill.catalogue import KINDS, NOTES
 
     if method is not None:
         _tell_method(kind, method, as_json)
@@ -335,6 +335,8 @@ def list_names(
     names = KINDS[kind]()
     for name, about in names.items():
         print(f"{name:<24}{about}".rstrip())
+    if kind in NOTES:
+        print(NOTES[kind])
     _finish({"names": list(names)}, as_json, quiet=True)
 
 
@@ -352,7 +354,7 @@ def _tell_method(kind: str, name: str, as_json: bool) -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check the installation, devices, Ray and the disk."""
+    """Check the installation, devices, Ray, who can reach it, and the disk."""
     from raydistill.doctor import examine
 
     checks = examine()

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raydistill import access
+from raydistill.access import Door
 from raydistill.errors import ConfigError, RunError
 
 QUIET = {
@@ -34,6 +36,9 @@ that is started listens to everybody, and who joins another waits for ever. With
 no actor takes over, while a run waits."""
 
 
+_OWN = ("", "local")
+"""Values of RAY_ADDRESS with which a command starts a Ray of its own."""
+_SILENT = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
 NODES_S = 1800.0
 """A cloud takes minutes to start a machine, fetch an image and install what is missing."""
 NOT_HERE = {
@@ -68,41 +73,103 @@ def ensure_ray(**options: Any) -> None:
     """Join the Ray that RAY_ADDRESS names, or start one that is bound to loopback and writes to files.
 
     Raises:
-        ConfigError: where there is none at that address, or it does not let this process in.
+        ConfigError: where there is none at that address, it does not let this process in, or it lets in anybody.
     """
     address = _address_to_join()
-    joins, on_loopback = bool(address), not address or address.startswith(("127.", "localhost"))
+    on_loopback = not address or access.is_loopback(address)
     for name, value in {**QUIET, **LOCAL}.items() if on_loopback else QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
+        worker = getattr(ray.get_runtime_context(), "worker", None)
+        if worker is not None and worker.mode == ray.SCRIPT_MODE:  # in workers the driver has done so
+            _refuse_open_head()
         return
     if on_loopback:
         # Ray reads that switch as it is imported, which somebody else may have done before.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    # Not the one that `ray start` noted down last, which may be gone, or somebody else's.
-    own = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    if address:
+        _join(address, options)
+    else:
+        access.keep_token_private()
+        # Not the one that `ray start` noted down last, which may be gone, or somebody else's.
+        own = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        ray.init(**{**_SILENT, **own, **options})
+
+
+def _join(address: str, options: Mapping[str, Any]) -> None:
+    import ray
+
+    if not access.is_loopback(address):
+        access.prepare_to_join(address)
+        ray._raylet.Config.initialize("")  # Ray read RAY_AUTH_MODE as it was imported
     try:
-        ray.init(
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=True,
-            **{**({} if joins else own), **options},
-        )
-    except (ConnectionError, RuntimeError) as error:
-        if not joins:
-            raise
+        ray.init(**{**_SILENT, **options})
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ConfigError(
             f"RAY_ADDRESS = {address}: no Ray can be joined there ({_last_words(error)}); start one, unset it to "
             "let this command start its own, or, where this machine is none of its nodes, use raydistill submit"
         ) from None
+    try:
+        _refuse_open_head()
+    except ConfigError:
+        ray.shutdown()
+        raise
+
+
+def security() -> tuple[bool, str]:
+    """Say whether strangers can come in: at the head, at the dashboard, or with a token that they can read.
+
+    Returns:
+        Whether all is as it should be, and what was found.
+    """
+    ray = sys.modules.get("ray")
+    doors = _doors() if ray is not None and ray.is_initialized() else _door_outside()
+    said = [f"{what} {door.value if door else 'is on loopback'}" for what, door in doors.items()]
+    is_open = Door.OPEN in doors.values()
+    if is_open and access.open_is_allowed():
+        said.append(f"which {access.ALLOW_OPEN} allows")
+    file = access.token_file()
+    private = file is None or access.is_private(file)
+    if file is not None and file.is_file():
+        said.append(f"token file {file} " + ("is private" if private else f"can be read by others; chmod 600 {file}"))
+    return private and (not is_open or access.open_is_allowed()), "; ".join(said)
+
+
+def _refuse_open_head() -> None:
+    """Raise ``ConfigError`` where head or dashboard of the joined Ray let in anybody."""
+    for what, door in _doors().items():
+        if door is not None:
+            access.refuse_open(what, door)
+
+
+def _doors() -> dict[str, Door | None]:
+    """What the joined Ray's head and dashboard do with strangers; None where only this machine reaches them."""
+    import ray
+
+    head = ray.get_runtime_context().gcs_address
+    # A head that is reached through a tunnel, or by its own machine, has an address on loopback as well.
+    places = [head, *(node["NodeManagerAddress"] for node in ray.nodes())]
+    beyond = any(not access.is_loopback(place) for place in places)
+    doors = {f"the Ray at {head}": access.knock(head) if beyond else None}
+    dashboard = dashboard_address()
+    if dashboard:
+        reachable = not access.is_loopback(dashboard)
+        doors[f"its dashboard at {dashboard}"] = access.knock_at_dashboard(dashboard) if reachable else None
+    return doors
+
+
+def _door_outside() -> dict[str, Door | None]:
+    """What the Ray that RAY_ADDRESS names does with strangers, where it was not joined."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return {f"the Ray at {address}": access.knock(address)} if address not in {*_OWN, "auto"} else {}
 
 
 def _address_to_join() -> str:
     """Return RAY_ADDRESS, of ``auto`` the address that `ray start` noted down on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")
-    if not address or address == "local":
+    if address in _OWN:
         return ""
     _require_joinable(address, "RAY_ADDRESS")
     if address == "auto":
@@ -116,19 +183,24 @@ def _address_to_join() -> str:
 def joins_another() -> bool:
     """Whether this process is, or will be, in a Ray that it does not start."""
     ray = sys.modules.get("ray")  # not imported here: it reads our switches as it is
-    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or (ray is not None and ray.is_initialized())
+    return os.environ.get("RAY_ADDRESS", "") not in _OWN or (ray is not None and ray.is_initialized())
 
 
 def has_dashboard() -> bool:
     """Whether the running Ray has one, which answers questions about actors too; unknown counts as yes."""
+    return dashboard_address() != ""
+
+
+def dashboard_address() -> str | None:
+    """Return host and port of the running Ray's dashboard: empty where it has none, None where that is unknown."""
     try:
         from ray._private.ray_constants import KV_NAMESPACE_DASHBOARD
         from ray.experimental.internal_kv import _internal_kv_get
     except ImportError:
-        return True
+        return None
     # What workers are told of it by other ways is where it would be.
     url: bytes | None = _internal_kv_get("webui:url", namespace=KV_NAMESPACE_DASHBOARD)
-    return url != b""
+    return None if url is None else url.decode()
 
 
 def _last_words(error: BaseException) -> str:

@@ -7,8 +7,8 @@ imports torch or Ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,14 +26,23 @@ from raydistill.config_errors import explain
 from raydistill.data.config import DataConfig
 from raydistill.errors import ConfigError
 from raydistill.evaluate_config import EvaluateConfig
+from raydistill.files import possible_path
 from raydistill.measures import VALIDATION, measure_behind, neighbours_of
 from raydistill.methods.base import Method, Needs, needs_of_stages_too, union_of_needs
 from raydistill.methods.registry import method_class
 from raydistill.models.zoo import FUNCTION, check_name, split_tap
+from raydistill.safe_yaml import merged_values, overridden, read_text
 from raydistill.section import Count, Fraction, Positive, Section
 from raydistill.tune_config import TuneConfig
 
-ModelName = Annotated[str, Field(description="a name of `raydistill list models`")]
+PathText = Annotated[str, AfterValidator(possible_path)]
+ModelName = Annotated[
+    str, Field(description="a name of `raydistill list models`; package.module:function is code, and is run")
+]
+
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 def _known_measure(name: str) -> str:
@@ -181,7 +190,7 @@ class NetworkConfig(Section):
     """
 
     model: ModelName
-    weights: str | None = None
+    weights: PathText | None = None
     taps: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("model")
@@ -268,7 +277,7 @@ class CacheConfig(Section):
     disk, read ahead of the steps (``stream``); ``auto`` takes the first that has room. Results are the same.
     """
 
-    root: str = "cache"
+    root: PathText = "cache"
     outputs: Annotated[tuple[str, ...], Field(min_length=1)] = ("logits", "embedding")
     views: Annotated[int, Field(ge=0, le=1000)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -371,7 +380,7 @@ class Experiment(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    output: str = "runs"
+    output: PathText = "runs"
     data: DataConfig
     teacher: TeacherConfig | None = None
     ensemble: Annotated[tuple[TeacherConfig, ...], Field(description="further teachers beside `teacher`")] = ()
@@ -534,7 +543,7 @@ class Experiment(Section):
         merged = OmegaConf.create(self.to_dict())
         for key, value in values.items():
             OmegaConf.update(merged, key, value, merge=False, force_add=True)
-        return parse_experiment(_plain(merged))
+        return parse_experiment(OmegaConf.to_container(merged, resolve=True))
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -543,29 +552,32 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     Raises:
         ConfigError: with one line for each mistake.
     """
-    from omegaconf import OmegaConf
+    dotted = _checked(overrides)
+    try:
+        values = merged_values(read_text(_existing(path)), dotted)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return parse_experiment(values, origin=str(path))
 
-    with _in_one_line(str(path)):
-        given = OmegaConf.load(_existing(path))
-    if not OmegaConf.is_dict(given):
-        raise ConfigError(f"{path}: an experiment is a mapping of sections (name, data, student, methods, ...)")
-    return parse_experiment(with_overrides(given, overrides, origin=str(path)), origin=str(path))
 
-
-def with_overrides(values: Any, overrides: Iterable[str], *, origin: str) -> dict[str, Any]:
+def with_overrides(values: Mapping[str, Any], overrides: Iterable[str], *, origin: str) -> dict[str, Any]:
     """Merge ``key.path=value`` overrides into a mapping of sections; nothing is validated yet.
 
     Raises:
         ConfigError: where an override cannot be read; the message begins with ``origin``.
     """
-    from omegaconf import OmegaConf
-
-    with _in_one_line(origin):
-        return _plain(OmegaConf.merge(values, _dotlist(overrides)))
+    dotted = _checked(overrides)
+    try:
+        return overridden(values, dotted)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}") from None
 
 
 def parse_experiment(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
     """Validate plain values. Raises ``ConfigError`` whose message begins every line with ``origin``."""
+    values = {str(key): value for key, value in values.items()}
+    if unwritable := next(_unwritable(values), None):
+        raise ConfigError(f"{origin}: {unwritable}: holds letters that cannot be shown or written")
     problems: list[str] = []
     methods = _parse_methods(values.get("methods"), problems)
     try:
@@ -573,7 +585,7 @@ def parse_experiment(values: Mapping[str, Any], origin: str = "experiment") -> E
     except ValidationError as error:
         problems = explain(error, Experiment) + problems
     if problems:
-        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+        raise ConfigError("\n".join(f"{origin}: {' '.join(problem.split())}" for problem in problems))
     return experiment
 
 
@@ -583,6 +595,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _unwritable(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted keys of texts that are none, such as halves of a surrogate pair, which YAML can express."""
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        yield path
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            inner = f"{path}.{key}".lstrip(".")
+            if isinstance(key, str) and not key.isprintable():
+                yield ascii(inner)
+            yield from _unwritable(part, inner)
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _unwritable(part, f"{path}.{number}")
 
 
 def _parse_methods(section: Any, problems: list[str]) -> dict[str, Method]:
@@ -596,6 +623,9 @@ def _parse_methods(section: Any, problems: list[str]) -> dict[str, Method]:
             continue
         values = dict(given) if isinstance(given, Mapping) else {"": given}
         name = str(values.pop("name", label))
+        if not _LABEL.fullmatch(str(label)):
+            problems.append(f"methods.{label!r}: a label has at most 100 letters, digits, '_' and '-'")
+            continue
         try:
             kind = method_class(name)
             methods[label] = kind.model_validate(values)
@@ -613,40 +643,17 @@ def _placeholder(problems: list[str]) -> Mapping[str, Method]:
     return {"ce": method_class("ce")()}
 
 
-@contextmanager
-def _in_one_line(origin: str) -> Iterator[None]:
-    """Turn whatever omegaconf and YAML raise into one line that begins with ``origin``."""
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        yield
-    except YAMLError as error:
-        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from None
-
-
 def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such experiment file")
     return Path(path)
 
 
-def _dotlist(overrides: Iterable[str]) -> Any:
-    from omegaconf import OmegaConf
-
+def _checked(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides, each of which must have a key."""
     overrides = list(overrides)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"'{override}': an override reads key.path=value, such as train.epochs=5")
-    return OmegaConf.from_dotlist(overrides)
-
-
-def _plain(merged: Any) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(merged, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return overrides

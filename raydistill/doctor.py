@@ -1,4 +1,4 @@
-"""Checks of the installation, the devices, Ray and the disk."""
+"""Checks of the installation, the devices, Ray, who can reach it, and the disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from raydistill.errors import RaydistillError
+
 NEEDED = ("torch", "torchvision", "ray", "pyarrow", "pandas", "pydantic", "omegaconf", "scikit-learn")
 FREE_GIB = 1.0
 
@@ -16,7 +18,7 @@ def examine() -> list[dict[str, Any]]:
     """Return one record a check: ``name``, ``ok`` and what was ``found``."""
     checks = [_python(), *(_package(name) for name in NEEDED), _disk()]
     if all(check["ok"] for check in checks):
-        checks += [_torch_and_torchvision(), _devices(), _ray()]
+        checks += [_torch_and_torchvision(), _devices(), _ray(), _security()]
     return checks
 
 
@@ -66,6 +68,13 @@ def _ray() -> dict[str, Any]:
 
         address = ray.get_runtime_context().gcs_address
         resources = ray.cluster_resources()
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except (RaydistillError, ConnectionError, RuntimeError, OSError) as error:
         return _check("ray", False, str(error).splitlines()[0])
     return _check("ray", True, f"{resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs at {address}")
+
+
+def _security() -> dict[str, Any]:
+    from raydistill.cluster import security
+
+    ok, found = security()
+    return _check("security", ok, found)

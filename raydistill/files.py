@@ -13,6 +13,8 @@ from typing import BinaryIO
 from raydistill.errors import RunError
 
 TEMPORARY = ".tmp"
+_LONGEST_PATH = 4000
+_LONGEST_NAME = 255
 
 
 def write_atomically(path: Path, data: str | bytes | memoryview) -> None:
@@ -50,6 +52,33 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 def temporary_name(name: str) -> str:
     """Return a name under which ``name`` can be written; another for each attempt, as a lost one may still write."""
     return f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}"
+
+
+def possible_path(text: str) -> str:
+    """Return a path, or URL, that a file system can hold. Raises ``ValueError``."""
+    if "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH:
+        raise ValueError(f"must be a path of at most {_LONGEST_PATH} bytes, none of them 0")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in text.split("/")):
+        raise ValueError(f"must be a path of names of at most {_LONGEST_NAME} bytes each")
+    return text
+
+
+def link_out_of(folder: Path) -> Path | None:
+    """Return the first link below a folder that leads out of it, through which others would be read or written."""
+    inside, waiting = folder.resolve(), [folder]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:  # what cannot be read leads nowhere
+            for entry in entries:
+                if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(inside):
+                    return Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+    return None
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file, made where there is none, as a descriptor; never through a link. Raises ``OSError``."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
 def move_folder(source: Path, target: Path) -> None:

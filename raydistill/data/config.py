@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from raydistill.data.names import DATA_SETS, MODALITIES, KnownSet
 from raydistill.errors import did_you_mean
+from raydistill.files import possible_path
 
+_Path = Annotated[str, AfterValidator(possible_path)]
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # Fields that mean something to some data sets only. Elsewhere any value but the default is a mistake to be
@@ -206,7 +208,7 @@ class ModalitiesConfig(_Section):
 
     student: ModalityName = Field(default="rgb", description="what the student sees")
     teacher: ModalityName = Field(default="rgb", description="what the teacher sees")
-    teacher_root: str | None = Field(default=None, min_length=1, description="folder of the teacher's images")
+    teacher_root: _Path | None = Field(default=None, min_length=1, description="folder of the teacher's images")
     teacher_mean: tuple[float, ...] | None = Field(default=None, description="as data.mean, of the teacher's images")
     teacher_std: tuple[float, ...] | None = Field(default=None, description="as data.std, of the teacher's images")
 
@@ -215,7 +217,7 @@ class DataConfig(_Section):
     """A data set by name, how much of it is used, and how its images are changed."""
 
     name: str = Field(description="one of the known data sets")
-    root: str | None = Field(default=None, description="folder (or Parquet file) that holds the data set")
+    root: _Path | None = Field(default=None, description="folder (or Parquet file) that holds the data set")
     download: bool = Field(default=False, description="fetch missing files into root")
     subset: int | None = Field(default=None, gt=0, description="number of training images kept, chosen by split_seed")
     validation: float = Field(
@@ -234,7 +236,7 @@ class DataConfig(_Section):
         description="pixels of encoded images in memory, or decoded when they are asked for; auto keeps in memory what "
         "takes no more than a quarter of it",
     )
-    spool: str | None = Field(
+    spool: _Path | None = Field(
         default=None,
         min_length=1,
         description="folder for a copy of the images in Parquet files that are decoded when they are asked for: any of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,8 +63,7 @@ class Files:
 
     def read(self, position: int) -> bytes:
         """Read the file."""
-        with open(self.paths[position].as_py(), "rb") as file:
-            return file.read()
+        return read_whole(self.paths[position].as_py())
 
     def take(self, positions: Tensor) -> Files:
         """The files at ``positions``."""
@@ -144,6 +144,14 @@ class EncodedImages(ImageSet):
         if isinstance(found, str):
             raise DataError(f"{name}: {found}; it could be decoded when the images were checked")
         return found
+
+
+def read_whole(path: bytes | Path) -> bytes:
+    """Read a file; what is none, such as a pipe or a device, might never end. Raises ``OSError``."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("no regular file")
+        return file.read()
 
 
 def digest_of(data: bytes) -> bytes:

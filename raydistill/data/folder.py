@@ -114,7 +114,7 @@ def _list_tiny(root: Path, split: Split) -> tuple[list[_Labelled], int]:
     files = []
     for number, line in enumerate(read_lines(annotations), start=1):
         fields = line.split("\t")
-        if len(fields) < 2 or fields[1] not in labels:
+        if len(fields) < 2 or fields[1] not in labels or Path(fields[0]).name != fields[0]:
             raise DataError(f"{annotations}:{number}: expected a file name and a class of the training images")
         files.append((root / "val" / "images" / fields[0], labels[fields[1]]))
     return _not_empty(sorted(files), annotations), len(classes)

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raydistill.data.decoding import reason_of
+from raydistill.data.encoded import read_whole
 from raydistill.errors import DataError, did_you_mean
 from raydistill.lazy import Tensor
 
@@ -101,13 +103,16 @@ class ParquetRows:
         place = row - int(self.first_rows[group])
         if place >= len(values):
             raise _changed(self.files[file])
-        value: Any = values[place].as_py()
+        try:
+            value: Any = values[place].as_py()
+        except ValueError as error:  # text that is none
+            raise not_whole(self.files[file], error) from None
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if value is None or isinstance(value, bytes):
             return value
         if isinstance(value, str):
-            return (self.files[0].parent / value).read_bytes()
+            return read_whole(_below(self.files[0].parent, value))
         raise DataError(f"data.image_column '{self.column}': expected bytes or paths, found {type(value).__name__}")
 
     def take(self, positions: Tensor) -> ParquetRows:
@@ -150,6 +155,13 @@ _recent = _Recent(_KEPT_BYTES)
 _passing = _Recent(_PASSING_BYTES)
 
 
+def _below(folder: Path, name: str) -> Path:
+    """Return the path of a file that a row names; raises ``OSError`` where it does not lie below the folder."""
+    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise OSError(f"'{name}' is not below the folder of the Parquet file")
+    return folder / name
+
+
 def check_column(path: Path, file: pq.ParquetFile, column: str) -> None:
     """Raise ``DataError`` where a file lacks a column."""
     present = file.schema_arrow.names
@@ -160,7 +172,7 @@ def check_column(path: Path, file: pq.ParquetFile, column: str) -> None:
 
 def not_whole(path: Path, error: Exception) -> DataError:
     """Return the error for a damaged file."""
-    return DataError(f"{path}: not a whole Parquet file ({error})")
+    return DataError(f"{path}: not a whole Parquet file ({reason_of(error)})")
 
 
 def _changed(path: Path) -> DataError:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from raydistill.data.config import DataConfig
 
 
+_MOST_CLASSES = 10_000_000
+
+
 def read(config: DataConfig, split: Split) -> ImageSet:
     """Read ``train*.parquet`` or ``test*.parquet`` below the root; a single file is the training file.
 
@@ -30,6 +33,8 @@ def read(config: DataConfig, split: Split) -> ImageSet:
     columns = [name for name in (label_column, config.id_column) if name]
     rows = ParquetRows.of(files, config.image_column)
     table = _read_files(files, columns) if columns else None
+    if table is not None and len(table) != len(rows):
+        raise DataError(f"{files[0]}: damaged: {len(table)} rows have labels or ids, {len(rows)} images")
     ids = torch.arange(len(rows)) if table is None or config.id_column is None else _ids(table, config.id_column)
     chosen = choose_subset(ids, config) if split == "train" else torch.arange(len(ids))
     labels, num_classes = None, 0
@@ -86,6 +91,8 @@ def _labels(table: pa.Table, config: DataConfig, split: Split, column: str) -> t
     if classes and isinstance(classes[0], int):
         if classes[0] < 0:
             raise DataError(f"{what}: label {classes[0]} is below 0")
+        if classes[-1] >= _MOST_CLASSES:
+            raise DataError(f"{what}: label {classes[-1]} is beyond the {_MOST_CLASSES} classes that there may be")
         classes = list(range(classes[-1] + 1))
     numbers = {value: number for number, value in enumerate(classes)}
     values = _whole(table.column(column), what)
@@ -101,4 +108,10 @@ def _whole(column: pa.ChunkedArray, what: str) -> list[Any]:
         raise DataError(f"{what}: expected whole numbers or strings, found {kind}")
     if column.null_count:
         raise DataError(f"{what}: {column.null_count} rows have no value")
-    return list(column.to_pylist())
+    try:
+        values = list(column.to_pylist())
+    except ValueError as error:  # text that is none
+        raise DataError(f"{what}: {error}") from None
+    if pa.types.is_uint64(kind) and any(value >= 2**63 for value in values):
+        raise DataError(f"{what}: holds numbers from 2^63 on")
+    return values

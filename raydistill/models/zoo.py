@@ -98,10 +98,12 @@ def check_name(name: str) -> None:
             raise ConfigError("'timm/' needs the name of a network behind it")
     elif FUNCTION in name:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-            raise ConfigError(f"model '{name}': a function of one's own is named package.module:function")
+            raise ConfigError(
+                f"model '{name}': a function of one's own, which is code that runs, is named package.module:function"
+            )
     elif name not in _ZOO and name not in _IMAGENET:
         own = [*_ZOO, *_IMAGENET]
-        libraries = f"{TORCHVISION}<name>, {TIMM}<name>, package.module:function"
+        libraries = f"{TORCHVISION}<name>, {TIMM}<name>, package.module:function (your own code, which is run)"
         hint = did_you_mean(name, [*own, *_torchvision_names()])
         raise ConfigError(f"unknown model '{name}'{hint} (known: {', '.join(own)}, {libraries})")
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from raydistill.errors import DataError
+from raydistill.safe_yaml import plain_values
 
 Metrics = Mapping[str, Any]
 """One epoch of ``metrics.jsonl``."""
@@ -29,7 +28,7 @@ def read(path: Path, parse: Callable[[str], _T], otherwise: _T | None = None) ->
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path.parent}: the run is damaged: {path.name} is missing") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path.parent}: the run is damaged: {path.name} cannot be read: {reason}") from None
 
@@ -41,7 +40,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 def yaml_object(text: str) -> dict[str, Any]:
     """Return the mapping that a YAML file holds."""
-    return mapping(yaml.safe_load(text))
+    return mapping(plain_values(text))
 
 
 def json_lines(text: str) -> tuple[Metrics, ...]:

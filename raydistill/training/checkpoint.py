@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raydistill.errors import RunError
 from raydistill.files import write_atomically
+from raydistill.models.weights import first_line
 from raydistill.training.optional import optional_state, restore_optional_state
 from raydistill.training.session import Session
 
@@ -82,7 +83,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Return the record of a checkpoint; nothing of one that was written before there were records, or of a damaged."""
     try:
         record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -98,8 +99,7 @@ def read_state(folder: Path, device: torch.device) -> State:
         _compare(content, folder)
         state: State = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:  # of a damaged file torch's reader raises all kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"checkpoint {folder} is damaged: {reason}") from None
+        raise RunError(f"checkpoint {folder} is damaged: {first_line(error)}") from None
     return state
 
 
@@ -128,15 +128,15 @@ def restore(session: Session, state: State, origin: Path) -> None:
         stages = state["stages"] if session.stages else {"records": [], "optimizer": None}
         session.epoch, session.history = state["epoch"], state["history"]
         session.stage_records, session.stage_optimizer = stages["records"], stages["optimizer"]
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        session.under_way = state.get("under_way")
+        session.seconds_before = state.get("seconds", 0.0)
+        session.phases.restart(state.get("phases"))
+        for teacher, forwards in zip(session.sources, state.get("teacher_forwards", ()), strict=False):
+            teacher.forwards = forwards
+        _set_random_state(session.device, state.get("random", {}))
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"checkpoint {origin} cannot be continued from: {reason}") from None
-    session.under_way = state.get("under_way")
-    session.seconds_before = state.get("seconds", 0.0)
-    session.phases.restart(state.get("phases"))
-    for teacher, forwards in zip(session.sources, state.get("teacher_forwards", ()), strict=False):
-        teacher.forwards = forwards
-    _set_random_state(session.device, state.get("random", {}))
 
 
 def adopt(session: Session, state: State, origin: Path) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.config import Experiment
-from raydistill.errors import ConfigError, RunError
-from raydistill.files import make_folders, write_atomically
+from raydistill.errors import ConfigError, DataError, RunError
+from raydistill.files import link_out_of, make_folders, open_lock, write_atomically
 
 SUCCESS = "_SUCCESS"
 CONFIG = "config.yaml"
@@ -41,7 +41,7 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[RunFolder]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f".{folder.name}.lock").open("w")
+        lock = os.fdopen(open_lock(folder.parent / f".{folder.name}.lock"), "w")
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {error.strerror}") from None
     with lock:
@@ -54,6 +54,8 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[RunFolder]:
             raise ConfigError(f"{folder}: there is no run to resume here; leave out --resume to start it")
         if folder.exists() and not holds_run and any(folder.iterdir()):
             raise ConfigError(f"{folder}: holds other files than a run's; give the run a folder of its own")
+        if resume and (link := link_out_of(folder)):
+            raise ConfigError(f"{link}: leads out of the run's folder, where a run writes nothing; remove the link")
         yield RunFolder(folder)
 
 
@@ -193,11 +195,22 @@ class RunFolder:
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return [_object(path, line) for line in path.read_text().splitlines()] if path.is_file() else []
 
-    def _json(self, name: str) -> Any:
+    def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return _object(path, path.read_text()) if path.is_file() else {}
+
+
+def _object(path: Path, text: str) -> dict[str, Any]:
+    """Return the JSON object of a text of the file ``path``. Raises ``DataError``."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: damaged: it holds {type(found).__name__} instead of an object")
+    return found
 
 
 class _Lines(list[str]):

@@ -30,7 +30,7 @@ from raydistill.teachers.cache.actors import ShardActor
 from raydistill.teachers.cache.commit import begin, clear_the_way, finish, finished_shards, write_errors
 from raydistill.teachers.cache.counting import counted
 from raydistill.teachers.cache.files import locked, remove_temporaries
-from raydistill.teachers.cache.manifest import RECORDS, SHARDS, Content, ShardRecord
+from raydistill.teachers.cache.manifest import RECORDS, SHARDS, Content, ShardRecord, check_links
 from raydistill.teachers.cache.pool import Pool, choose_pool, least_pool
 from raydistill.teachers.cache.remote import Location
 from raydistill.teachers.cache.request import partners_of, requested
@@ -93,6 +93,7 @@ def _build_one(experiment: Experiment, progress: Progress) -> BuildReport:
     images = load_train(experiment.data.of_teacher)
     content = requested(experiment, images, teacher_of(experiment, images))
     folder = store.location(experiment.cache.root) / content.folder_name
+    check_links(folder)
     store.prepare(folder, folder / SHARDS, folder / RECORDS)
     with locked(folder):
         remove_temporaries(folder)

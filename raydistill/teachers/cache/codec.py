@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from raydistill.errors import CacheError
+
 if TYPE_CHECKING:
     from raydistill.teachers.cache.manifest import Content
 
@@ -201,6 +203,8 @@ class TopK:
         *_, classes, rest = self.columns(name)
         whole = np.empty((len(columns[rest]), self.classes), self.dtype) if out is None else out
         whole[...] = columns[rest].astype(self.dtype)[:, None]
+        if columns[classes].max(initial=0) >= self.classes:
+            raise CacheError(f"output '{name}' is damaged: it tells of a class beyond the teacher's {self.classes}")
         np.put_along_axis(whole, columns[classes].astype(np.int64), self.values.decode(name, columns), axis=1)
         return whole
 

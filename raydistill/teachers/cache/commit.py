@@ -17,6 +17,8 @@ from raydistill.teachers.cache import store
 from raydistill.teachers.cache.manifest import (
     ERRORS,
     MANIFEST,
+    RECORDS,
+    SHARDS,
     SUCCESS,
     Content,
     Manifest,
@@ -62,7 +64,8 @@ def clear_the_way(folder: Location) -> None:
     if not isinstance(folder, Path):
         return
     try:
-        for path in (folder / MANIFEST, folder / SUCCESS, folder / ERRORS, *folder.glob("*/*")):
+        own = [path for name in (SHARDS, RECORDS) for path in (folder / name).glob("*")]
+        for path in (folder / MANIFEST, folder / SUCCESS, folder / ERRORS, *own):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
     except OSError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raydistill.errors import RunError
-from raydistill.files import TEMPORARY
+from raydistill.files import TEMPORARY, open_lock
 from raydistill.teachers.cache.lease import leased
 from raydistill.teachers.cache.remote import Location, RemotePath
 
@@ -58,7 +58,7 @@ def flocked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lamb
         RunError: if the file can't be written.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_lock(path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     try:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import PurePath
-from typing import Any, Literal, TypeVar
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -31,6 +32,7 @@ from pydantic import (
 )
 
 from raydistill.errors import CacheError
+from raydistill.files import link_out_of
 from raydistill.teachers.cache import store
 from raydistill.teachers.cache.remote import Location
 
@@ -43,6 +45,11 @@ REPAIR = "raydistill cache build CONFIG"
 _KEY_DIGITS = 20
 _LATER_DEFAULTS = (("compression", "none"), ("top_k", None))
 P = TypeVar("P", bound=BaseModel)
+_LARGEST = 2**40
+_MOST_BYTES = 1 << 28
+"""Of a manifest or record; a file that is none, such as a pipe, has no bytes."""
+_Size = Annotated[int, Field(ge=1, le=_LARGEST)]
+"""A manifest may come from anybody, and what it counts must not be beyond all machines."""
 _LIBRARIES = ("raydistill", "torch", "torchvision", "timm", "numpy", "pyarrow", "ray")
 
 
@@ -54,7 +61,7 @@ class DataContent(_Part):
     """Which images, in which order; ``ids`` is the sha256 of the ordered little-endian int64 ids."""
 
     fingerprint: str
-    count: int = Field(ge=1)
+    count: _Size
     ids: str
 
 
@@ -63,7 +70,7 @@ class TeacherContent(_Part):
 
     model: str
     weights: str
-    outputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[_Size, ...]]
     taps: dict[str, str] = {}
 
     @model_serializer(mode="wrap")
@@ -78,7 +85,7 @@ class Preprocessing(_Part):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[_Size, _Size, _Size]
 
 
 class PartnersContent(_Part):
@@ -88,7 +95,7 @@ class PartnersContent(_Part):
     """
 
     ids: str
-    count: int = Field(ge=2)
+    count: int = Field(ge=2, le=_LARGEST)
     split_seed: int
     validation: float
 
@@ -115,11 +122,11 @@ class Content(_Part):
     teacher: TeacherContent
     preprocessing: Preprocessing
     augmentation: Augmentation | None
-    views: int = Field(ge=0)
+    views: int = Field(ge=0, le=1000)
     dtype: Literal["float16", "float32", "int8"]
-    shard_rows: int = Field(ge=1)
+    shard_rows: _Size
     compression: Literal["none", "zstd"] = "none"
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: _Size | None = None
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -142,6 +149,11 @@ class Content(_Part):
         """``<model>-<key>``, with the model's slash or colon replaced."""
         return f"{self.teacher.model.replace('/', '-').replace(':', '-')}-{self.key}"
 
+    @property
+    def shard_count(self) -> int:
+        """Number of shards."""
+        return (self.views + 1) * math.ceil(self.data.count / self.shard_rows)
+
     def shards(self) -> Iterator[tuple[int, int, int]]:
         """Yield (view, first position, rows) of every shard, the same for every builder."""
         for view in range(self.views + 1):
@@ -152,7 +164,7 @@ class Content(_Part):
 class Block(_Part):
     """A column's numbers as one stretch of a shard's file: its first byte, and the XXH3-64 of the stretch."""
 
-    offset: int = Field(ge=0)
+    offset: int = Field(ge=0, le=_LARGEST)
     xxh3: str
 
 
@@ -164,13 +176,13 @@ class ShardRecord(_Part):
     """
 
     name: str
-    view: int = Field(ge=0)
-    first: int = Field(ge=0)
-    rows: int = Field(ge=1)
-    bytes: int = Field(ge=1)
-    sha256: str
+    view: int = Field(ge=0, le=1000)
+    first: int = Field(ge=0, le=_LARGEST)
+    rows: _Size
+    bytes: _Size
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")  # a part of it names the copies of remote shards
     ids: str
-    forwards: int = Field(ge=0)
+    forwards: int = Field(ge=0, le=_LARGEST)
     device: str = ""
     blocks: dict[str, Block] = {}
 
@@ -201,6 +213,8 @@ class Manifest(_Part):
     def _consistent(self) -> Manifest:
         if self.key != self.content.key:
             raise ValueError(f"content was edited: its hash is {self.content.key}, not {self.key}")
+        if self.shards and len(self.shards) != self.content.shard_count:
+            raise ValueError(f"{len(self.shards)} shards instead of {self.content.shard_count}")
         places = [(shard.view, shard.first, shard.rows) for shard in self.shards]
         if places and places != list(self.content.shards()):
             raise ValueError("the list of shards does not cover the images")
@@ -261,6 +275,12 @@ def read_manifest(folder: Location) -> Manifest:
     return _parse(Manifest, path)
 
 
+def check_links(folder: Location) -> None:
+    """Raise ``CacheError`` where a link leads out of a local cache: its builder writes, and its readers read, there."""
+    if isinstance(folder, Path) and (link := link_out_of(folder)):
+        raise CacheError(f"{link}: a link that leads out of the cache; remove it, then run `{REPAIR}`")
+
+
 def read_record(folder: Location, name: str) -> ShardRecord | None:
     """Return the record of a shard, or None where there is none that can be trusted."""
     try:
@@ -281,6 +301,8 @@ def check_success(folder: Location) -> None:
 
 def _parse(kind: type[P], path: Location) -> P:
     try:
+        if isinstance(path, Path) and not 0 < (size := store.size_of(path) or 0) <= _MOST_BYTES:
+            raise CacheError(f"{path}: not there, or damaged: {size} bytes; repair it with `{REPAIR}`")
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise CacheError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -288,4 +310,5 @@ def _parse(kind: type[P], path: Location) -> P:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "file"
         reason = first["msg"].removeprefix("Value error, ")
-        raise CacheError(f"{path}: damaged: {place}: {reason}; repair it with `{REPAIR}`") from None
+        said = " ".join(f"{place}: {reason}".split())
+        raise CacheError(f"{path}: damaged: {said}; repair it with `{REPAIR}`") from None

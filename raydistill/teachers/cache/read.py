@@ -17,6 +17,7 @@ from raydistill.teachers.cache.manifest import (
     REPAIR,
     Manifest,
     ShardRecord,
+    check_links,
     check_success,
     read_manifest,
     shard_path,
@@ -61,6 +62,9 @@ class TeacherCache:
         folder = store.location(path)
         manifest = read_manifest(folder)
         check_success(folder)
+        check_links(folder)
+        if not manifest.shards:
+            raise CacheError(f"{folder}: it holds no shard; finish it with `{REPAIR}`")
         store.spread(folder, lambda record: check_footer(folder, manifest.content, record), manifest.shards)
         return cls(folder, manifest)
 

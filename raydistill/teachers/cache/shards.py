@@ -161,16 +161,21 @@ def read_stored(
     """
     try:
         found = view_blocks(path, record.blocks, columns, record.rows)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         store.size_of(path)  # raises where it is a remote storage that fails
-        raise damaged(path, str(error).splitlines()[0]) from None
+        raise damaged(path, _first_line(error)) from None
     for name, numbers in found.items():
         if name not in checked and not is_sound(record.blocks[name], numbers):
             raise damaged(path, f"column '{name}' is not what was written")
     others = [name for name in columns if name not in found]
     if others:
         table = _read_parquet(path, others)
-        found |= {name: array_of(table.column(name), columns[name]) for name in others}
+        try:
+            found |= {name: array_of(table.column(name), columns[name]) for name in others}
+        except (IndexError, TypeError, ValueError) as error:
+            raise damaged(path, _first_line(error)) from None
+        if any(len(found[name]) != record.rows or table.column(name).null_count for name in others):
+            raise damaged(path, f"it does not hold {record.rows} whole rows")
     return found
 
 
@@ -182,10 +187,14 @@ def read_columns(folder: Location, record: ShardRecord, names: Sequence[str] | N
 def _read_parquet(path: Location, names: Sequence[str] | None) -> pa.Table:
     try:
         with pq.ParquetFile(store.opened(path), memory_map=True, page_checksum_verification=True) as file:
-            return file.read(columns=None if names is None else list(names))
-    except (OSError, pa.ArrowException) as error:
+            table = file.read(columns=None if names is None else list(names))
+    except (OSError, pa.ArrowException, ValueError) as error:
         store.size_of(path)  # as above
-        raise damaged(path, str(error).splitlines()[0]) from None
+        raise damaged(path, _first_line(error)) from None
+    lacking = [name for name in names or () if name not in table.column_names]
+    if lacking:
+        raise damaged(path, f"it has no column '{lacking[0]}'")
+    return table
 
 
 def check_footer(folder: Location, content: Content, record: ShardRecord) -> None:
@@ -198,10 +207,17 @@ def check_footer(folder: Location, content: Content, record: ShardRecord) -> Non
         raise damaged(path, f"{size} bytes instead of {record.bytes}")
     try:
         with pq.ParquetFile(store.opened(path)) as file:
-            rows, metadata = file.metadata.num_rows, file.schema_arrow.metadata or {}
-    except (OSError, pa.ArrowException) as error:
+            rows, schema = file.metadata.num_rows, file.schema_arrow
+        metadata = schema.metadata or {}
+        columns = columns_of(content, list(content.teacher.outputs))
+        wrong = [name for name, row_type in columns.items() if not _holds(schema, name, row_type)]
+    except (OSError, pa.ArrowException, ValueError) as error:
         store.size_of(path)  # as above
-        raise damaged(path, str(error).splitlines()[0]) from None
+        raise damaged(path, _first_line(error)) from None
+    if wrong:
+        raise damaged(path, f"column '{wrong[0]}' is missing or not as wide as the manifest says")
+    if content.compression == "none" and size < record.rows * sum(row_type.bytes for row_type in columns.values()):
+        raise damaged(path, f"{size} bytes are too few for the numbers of {record.rows} rows")
     if rows != record.rows:
         raise damaged(path, f"{rows} rows instead of {record.rows}")
     if metadata.get(_PLACE) != _place_text(Place(content.key, record.view, record.first, record.rows)):
@@ -219,15 +235,33 @@ def check_record(folder: Location, content: Content, record: ShardRecord) -> Non
     file = store.buffer_of(path)
     if hashlib.sha256(memoryview(file)).hexdigest() != record.sha256:
         raise damaged(path, "its sha256 is not the recorded one")
-    with pq.ParquetFile(pa.BufferReader(file)) as written:
-        ids = written.read(columns=[SAMPLE_ID]).column(SAMPLE_ID).to_numpy()
-    if ids_sha256(ids) != record.ids:
+    try:
+        with pq.ParquetFile(pa.BufferReader(file)) as written:
+            ids = ids_sha256(written.read(columns=[SAMPLE_ID]).column(SAMPLE_ID).to_numpy())
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise damaged(path, _first_line(error)) from None
+    if ids != record.ids:
         raise damaged(path, "its sample ids are not the recorded ones")
     columns = {SAMPLE_ID: RowType(np.dtype("<i8")), **columns_of(content, list(content.teacher.outputs))}
     if record.forwards != record.rows:
         raise damaged(path, f"its record tells of {record.forwards} forwards for {record.rows} rows")
     if not are_blocks_of(file, record.blocks, columns, record.rows):
         raise damaged(path, "its columns do not lie where the record says")
+
+
+def _holds(schema: pa.Schema, name: str, row_type: RowType) -> bool:
+    """Whether a file has a column, and its rows are as many bytes as they should be."""
+    if name not in schema.names:
+        return False
+    kind = schema.field(name).type
+    try:
+        return bool(kind.bit_width == 8 * row_type.bytes)
+    except ValueError:  # of rows that differ in length
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def damaged(path: Location, reason: str) -> CacheError:

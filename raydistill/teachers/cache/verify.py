@@ -13,6 +13,7 @@ from raydistill.teachers.cache.manifest import (
     REPAIR,
     Manifest,
     ShardRecord,
+    check_links,
     check_success,
     read_manifest,
     read_record,
@@ -46,7 +47,7 @@ def verify(path: str | Location, full: bool = False) -> list[str]:
         manifest = read_manifest(folder)
     except CacheError as error:
         return [str(error)]
-    problems = _guarded(lambda: check_success(folder))
+    problems = _guarded(lambda: check_success(folder)) + _guarded(lambda: check_links(folder))
     ids: dict[int, list[Array]] = {}
     checked = store.spread(folder, lambda record: _check_shard(folder, manifest, record, full), manifest.shards)
     for record, (found, keys) in zip(manifest.shards, checked, strict=True):
