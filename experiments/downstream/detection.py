@@ -57,8 +57,8 @@ class Schedule:
     """How a detector is trained: SGD with momentum 0.9; the rate grows linearly, then falls tenfold at milestones.
 
     ``sizes`` are lengths of the shorter side, one of which is drawn for a training image; the last is that of tests.
-    Gradients longer than ``clip`` are shortened to it. Of an image Faster R-CNN looks at ``proposals`` boxes of a map
-    and learns from ``sampled`` of them.
+    Gradients longer than ``clip``, if it is set, are shortened to it. Of an image Faster R-CNN looks at ``proposals``
+    boxes of a map and learns from ``sampled`` of them.
     """
 
     steps: int
@@ -72,7 +72,7 @@ class Schedule:
     sampled: int = 512
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    clip: float = math.inf
+    clip: float | None = None
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, the first of which is 0."""
@@ -223,7 +223,8 @@ def fit(detector: nn.Module, data: Dataset[Item], schedule: Schedule, *, seed: i
             raise RunError(f"the loss of step {step + 1} is not finite ({told}); try a smaller --lr")
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, schedule.clip)
+        if schedule.clip is not None:
+            nn.utils.clip_grad_norm_(weights, schedule.clip)
         optimizer.step()
         if (step + 1) % max(1, schedule.steps // 10) == 0:
             say(f"step {step + 1} of {schedule.steps}: loss {_mean(losses[-_tenth(losses) :]):.3f}")
