@@ -231,8 +231,10 @@ def finetune(
     ] = False,
     as_json: Json = False,
     resume: Resume = False,
+    address: Address = None,
 ) -> None:
     """Train a student on other labelled data, from its weights on with a fresh head, and probe its features there."""
+    _join(address)
     from raydistill.finetune import finetune_run
     from raydistill.training.trainer import STUDENT_WEIGHTS
 
@@ -488,11 +490,15 @@ def cache_rm(path: Annotated[str, typer.Argument()], as_json: Json = False) -> N
 def _load(config: Path, overrides: list[str] | None, address: str | None = None) -> Experiment:
     from raydistill.config import load_experiment
 
+    _join(address)
+    return load_experiment(config, overrides or ())
+
+
+def _join(address: str | None) -> None:
     if address is not None:
         from raydistill.cluster import join
 
         join(address)
-    return load_experiment(config, overrides or ())
 
 
 def _finish(values: Mapping[str, Any], as_json: bool, *, quiet: bool = False) -> None:
