@@ -107,7 +107,7 @@ def test_an_interrupt_leaves_the_job_and_no_wait_does_not_watch_it(head: Head, t
 
     watching = head.submit(str(config))
     assert watching.stdout
-    assert any("epoch 1/3" in line for line in watching.stdout)
+    assert any("Running entrypoint" in line for line in watching.stdout)
     os.kill(watching.pid, signal.SIGINT)
     _, wrong = watching.communicate(timeout=PATIENCE)
     assert watching.returncode == 130
