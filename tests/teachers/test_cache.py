@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,14 +183,15 @@ def test_damaged_shards_are_named_on_open(built: Built, tmp_path: Path, damage: 
         ('"count": 240', '"count": 239', "content was edited"),
         ('"rows": 100', '"rows": 99', "does not cover"),
         ('"name": "v0000', '"name": "../../v0000', "is not the one of view 0"),
-        ('"sha256": "', '"sha256": "0', "changed after the build"),
-        ("{", "", "damaged"),
+        (r'"sha256": "\w{4}', '"sha256": "0000', "changed after the build"),
+        ('"sha256": "', '"sha256": "0', "damaged"),
+        (r"\{", "", "damaged"),
     ],
 )
 def test_edited_manifest_is_refused(built: Built, tmp_path: Path, before: str, after: str, text: str) -> None:
     copy = built.copy(tmp_path)
     path = copy.path / MANIFEST
-    edited = path.read_text().replace(before, after, 1)
+    edited = re.sub(before, after, path.read_text(), count=1)
     assert edited != path.read_text() or pytest.fail("nothing was edited: " + path.read_text()[:400])
     path.write_text(edited)
     with pytest.raises(CacheError, match=text):
