@@ -136,22 +136,30 @@ def _answers(nodes: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> dict[s
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = {}
+    asked = []
     for node in nodes:
         # It takes no CPU, so that a node which is at work answers as well.
         there = ray.remote(look).options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         )
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
-        asked[name] = there.remote(paths)
+        asked.append((node, there.remote(paths)))
     answers: dict[str, Sights] = {}
-    for name, answer in asked.items():
+    for node, answer in asked:
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
         try:
             answers[name] = ray.get(answer, timeout=ANSWER_S)
         except ray.exceptions.RayError as error:
+            if not _alive(node["NodeID"]):
+                continue  # a node that was lost meanwhile gets no work
             reason = str(error).strip().splitlines()[-1][:300]
             raise ConfigError(
                 f"node {name} cannot get work: it does not run this package's code ({reason}); install the same "
                 "version on every node, or start the run with raydistill submit"
             ) from None
     return answers
+
+
+def _alive(node_id: str) -> bool:
+    import ray
+
+    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id)

@@ -16,12 +16,16 @@ PATIENCE = 300.0
 
 @dataclass
 class Command:
-    """One of the commands on an experiment; ``environment`` says which Ray it joins, or where it starts its own."""
+    """One of the commands on an experiment; ``environment`` says which Ray it joins, or where it starts its own.
+
+    ``prefix`` stands before it, as what takes it to another machine.
+    """
 
     verb: ClassVar[str]
 
     experiment: Experiment
     environment: dict[str, str]
+    prefix: tuple[str, ...] = ()
     process: subprocess.Popen[str] = field(init=False)
 
     def start(self, *options: str) -> None:
@@ -29,7 +33,7 @@ class Command:
         config = self.experiment.folder.parent.parent / f"{self.experiment.name}.yaml"
         config.write_text(self.experiment.to_yaml())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "raydistill.cli", self.verb, str(config), *options],
+            [*self.prefix, sys.executable, "-m", "raydistill.cli", *self.verb.split(), str(config), *options],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -25,6 +25,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from raydistill.cluster import has_dashboard
 from raydistill.training.early import EarlyWorkers
+from raydistill.training.interfaces import meet_at
 
 
 @dataclass
@@ -159,6 +160,7 @@ class GroupBackend(Backend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Let the workers join."""
         if len(worker_group) > 1:
+            worker_group.execute(_meet_here)
             config = backend_config.of_ray()
             config.backend_cls().on_start(worker_group, config)
 
@@ -167,3 +169,7 @@ class GroupBackend(Backend):  # type: ignore[misc]
         if len(worker_group) > 1:
             config = backend_config.of_ray()
             config.backend_cls().on_shutdown(worker_group, config)
+
+
+def _meet_here() -> None:
+    meet_at(ray.util.get_node_ip_address())
