@@ -33,7 +33,7 @@ from raydistill.tuning.space import check_space
 from tests.models.published import dino, dino_head, moco, swav, timm, without_classifier
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-FILES = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if path.parent.name != "papers")
+FILES = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if path.parent.name not in ("cluster", "papers"))
 IMAGENET = EXPERIMENTS / "imagenet"
 IMAGENET_FILES = sorted(IMAGENET.glob("*.yaml"))
 IMAGENET_IMAGES = 1281167
