@@ -21,14 +21,11 @@ from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import CocoDetection, VOCDetection
 from torchvision.transforms.functional import pil_to_tensor
 
+from raydistill.data.voc import CLASSES as VOC_CLASSES
 from raydistill.errors import DataError
 
 Item = tuple[Tensor, dict[str, Tensor]]
 
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
-    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
 _VOC_TRAINING = (("2007", "trainval"), ("2012", "trainval"))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -336,7 +336,23 @@ def _raise_failure(folder: RunFolder) -> None:
 
 def spare_cpus(reads_ahead: bool, available: float) -> int:
     """Return how many of Ray's CPUs are left to the tasks that read ahead; of one alone none can be."""
-    return min(int(available) - 1, max(1, int(READERS_SHARE * available))) if reads_ahead else 0
+    return max(0, min(int(available) - 1, max(1, int(READERS_SHARE * available)))) if reads_ahead else 0
+
+
+def cpus_each(nodes: Sequence[tuple[int, int]], workers: int, *, use_gpu: bool) -> int:
+    """Return the most CPUs that each of so many workers can have, at least 1; a worker lies on one node.
+
+    Args:
+        nodes: CPUs and GPUs of each.
+        workers: how many there are to be.
+        use_gpu: whether each takes a GPU too.
+    """
+
+    def room(cpus: int) -> int:
+        return sum(min(there // cpus, gpus) if use_gpu else there // cpus for there, gpus in nodes)
+
+    most = max((there for there, _ in nodes), default=1)
+    return next((cpus for cpus in range(most, 0, -1) if room(cpus) >= workers), 1)
 
 
 def _resources(experiment: Experiment, *, reads_ahead: bool) -> tuple[dict[str, Any], int]:
@@ -349,8 +365,12 @@ def _resources(experiment: Experiment, *, reads_ahead: bool) -> tuple[dict[str, 
 
     scale, available = experiment.scale, {"CPU": 0.0, **ray.cluster_resources()}
     use_gpu = scale.use_gpu if scale.use_gpu != "auto" else available.get("GPU", 0) >= scale.least_workers
-    shared = int(available["CPU"]) - spare_cpus(reads_ahead, available["CPU"])
-    cpus = scale.cpus_per_worker or max(1, shared // scale.workers)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = [
+        (int(node.get("CPU", 0)) - spare_cpus(reads_ahead, node.get("CPU", 0)), int(node.get("GPU", 0)))
+        for node in nodes
+    ]
+    cpus = scale.cpus_per_worker or cpus_each(rooms, scale.workers, use_gpu=bool(use_gpu))
     if cpus * scale.least_workers > available["CPU"]:
         raise RunError(
             f"scale: {scale.least_workers} workers with {cpus} CPUs each were asked for, but Ray has "
