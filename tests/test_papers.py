@@ -23,7 +23,7 @@ from raydistill.reporting.compare import pivot
 from raydistill.reporting.layouts import Layout, layout_names, load_layout
 from raydistill.reporting.runs import RunRecord
 from tests.reporting.folders import make_run
-from tests.test_experiments import IMAGENET_IMAGES, _images, _setting, _teacher
+from tests.test_experiments import IMAGENET_IMAGES, _images, _setting, _student, _teacher
 
 ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "experiments" / "papers"
@@ -141,6 +141,8 @@ def test_every_method_finds_what_it_needs(settings: str, files: Path) -> None:
         config, teacher = experiment.teacher, None
         if config is not None:
             teacher = _teacher(config.model_dump_json(), *_images(experiment.data), files)
+        elif experiment.peers:  # each is the other's teacher
+            teacher, _ = _student(experiment.peers[0].model, *_images(experiment.data))
         setting = _setting(experiment, teacher)
         for names in experiment.all_needs.student.values():
             assert names <= set(setting.student)
