@@ -6,6 +6,7 @@ Nodes that join later are not asked: an autoscaler starts them as the others wer
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ Sights = Mapping[str, str]
 """Path -> what is there, in words; paths where nothing is are left out."""
 ANSWER_S = 120.0
 """A node may first have to start a process."""
+LEFT_S = 3600.0
+"""A mark so old belongs to a command that was killed."""
+_MARK = ".seen-"
 
 
 def read_by(experiment: Experiment) -> dict[str, str]:
@@ -111,8 +115,16 @@ def first_problem(
 
 @contextmanager
 def _marked(folders: Mapping[str, str]) -> Iterator[dict[str, Path]]:
-    """Put a file into each folder for the time being, of a name that no node can remember as absent."""
-    marks = {key: Path(folder).resolve() / f".seen-{secrets.token_hex(8)}" for key, folder in folders.items()}
+    """Put a file into each folder for the time being, of a name that no node can remember as absent.
+
+    Those of commands that were killed meanwhile are removed.
+    """
+    marks = {key: Path(folder).resolve() / f"{_MARK}{secrets.token_hex(8)}" for key, folder in folders.items()}
+    for mark in marks.values():
+        for left in mark.parent.glob(f"{_MARK}*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > LEFT_S:
+                    left.unlink()
     try:
         for mark in marks.values():
             write_atomically(mark, b"")

@@ -37,6 +37,9 @@ EXPERIMENT = "experiment.yaml"
 LOG_TRIES = 5
 """So often a log that breaks off is taken up again without a line of it having come."""
 LOOK_EVERY_S = 1.0
+HEAD_START_S = 120.0
+NO_AGENT = "No available agent"
+"""Of Ray's answer while the process that starts jobs is not there yet."""
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -110,14 +113,24 @@ class Submitted:
         self._client = self._connected()
         with tempfile.TemporaryDirectory(prefix="raydistill-job-") as folder:
             pack(job, Path(folder))
+            self.id = self._asked(job, folder, python)
+
+    def _asked(self, job: Job, folder: str, python: str) -> str:
+        """Ask for the job and return its id; a head that has just begun takes none for some seconds."""
+        patience = time.monotonic() + HEAD_START_S
+        while True:
             try:
-                self.id: str = self._client.submit_job(
+                accepted: str = self._client.submit_job(
                     entrypoint=job.entrypoint(python),
                     runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
                     metadata={"experiment": job.experiment.name},
                 )
+                return accepted
             except (RuntimeError, ValueError, OSError) as error:
-                raise RunError(f"{address}: refused the job: {_last_line(error)}") from None
+                reason = _last_line(error)
+                if NO_AGENT not in reason or time.monotonic() > patience:
+                    raise RunError(f"{self.address}: refused the job: {reason}") from None
+            time.sleep(LOOK_EVERY_S)
 
     def _connected(self) -> Any:
         if find_spec("aiohttp") is None:  # Ray would say so only when the log is to be read

@@ -24,6 +24,7 @@ NETWORK = "10.213.7"
 PORT = 6379
 HEAD = 1
 STARTED = "Ray runtime started"
+STARTS = 3
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -73,7 +74,22 @@ class Machines:
         _ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
 
     def start(self, number: int, *, hides: Path | None = None) -> None:
-        """Start a Ray node there and wait until it is up; ``hides`` is a folder that it cannot see."""
+        """Start a Ray node there and wait until it is up; ``hides`` is a folder that it cannot see.
+
+        Ray gives a node half a minute to come up, of which a busy machine may need more than one.
+        """
+        log = self.log_folder / f"machine{number}.log"
+        for _ in range(STARTS):
+            self.alive[number] = self._launched(number, hides, log)
+            until(
+                lambda: STARTED in log.read_text() or self.alive[number].poll() is not None, f"machine {number} hangs"
+            )
+            if self.alive[number].poll() is None:
+                return
+            self.kill(number)
+        raise AssertionError(log.read_text())
+
+    def _launched(self, number: int, hides: Path | None, log: Path) -> subprocess.Popen[bytes]:
         role = (
             ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
             if number == HEAD
@@ -83,18 +99,15 @@ class Machines:
         ray += [f"--object-store-memory={200 * 2**20}"]
         hiding = [] if hides is None else ["mount", "-t", "tmpfs", "none", str(hides), "&&"]
         inside = ["sh", "-c", " ".join([*hiding, "exec", *ray])]  # `ip netns exec` gives it mounts of its own
-        told = self.log_folder / f"machine{number}.log"
-        with told.open("wb") as log:
-            self.alive[number] = subprocess.Popen(
+        with log.open("wb") as said:
+            return subprocess.Popen(
                 ["ip", "netns", "exec", self._name(number), *inside],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=said,
+                stderr=said,
                 start_new_session=True,
             )
-        until(lambda: STARTED in told.read_text() or self.alive[number].poll() is not None, f"machine {number} hangs")
-        assert self.alive[number].poll() is None, told.read_text()
 
     def restart(self, number: int) -> None:
         """Start a node again that the Ray has given up, once it has noticed that."""

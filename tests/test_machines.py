@@ -16,7 +16,8 @@ from raydistill.teachers.cache.manifest import RECORDS, SHARDS
 from raydistill.teachers.cache.read import TeacherCache
 from tests.commands import PATIENCE, Command
 from tests.conftest import digits, teaching
-from tests.machines import Machines, possible, running_machines
+from tests.data_room.files import write_folder
+from tests.machines import HEAD, Machines, possible, running_machines
 from tests.teachers.stored import store
 from tests.training.sessions import without_times
 from tests.training.test_kills import Run
@@ -148,3 +149,25 @@ def test_training_comes_to_the_same_student_though_its_machines_die_and_are_cut_
     student = "student.safetensors"
     assert (run.folder.path / student).read_bytes() == (whole.folder.path / student).read_bytes()
     assert [*map(without_times, run.folder.history())] == [*map(without_times, whole.folder.history())]
+
+
+def test_a_machine_that_does_not_see_the_images_is_named(machines: Machines, tmp_path: Path) -> None:
+    write_folder(tmp_path / "hidden" / "images")
+    number = HEAD + WORKERS + 1
+    machines.plug(number)
+    machines.start(number, hides=tmp_path / "hidden")
+    run = Run(
+        digits(
+            tmp_path,
+            name="blind",
+            data={"name": "image_folder", "root": str(tmp_path / "hidden" / "images"), "image_size": 16},
+        ),
+        machines.environment,
+        machines.prefix,
+    )
+    run.start()
+    said, complained = run.process.communicate(timeout=PATIENCE)
+    machines.kill(number)
+    assert run.process.returncode == 2, said + complained
+    assert machines.address(number) in complained and "data.root" in complained and "Traceback" not in complained
+    assert not run.folder.path.exists()
