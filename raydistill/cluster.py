@@ -12,7 +12,7 @@ from typing import Any
 
 from raydistill import access
 from raydistill.access import Door
-from raydistill.errors import ConfigError, RunError
+from raydistill.errors import ConfigError, RunError, last_line
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -108,8 +108,9 @@ def _join(address: str, options: Mapping[str, Any]) -> None:
         ray.init(**{**_SILENT, **options})
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ConfigError(
-            f"RAY_ADDRESS = {address}: no Ray can be joined there ({_last_words(error)}); start one, unset it to "
-            "let this command start its own, or, where this machine is none of its nodes, use raydistill submit"
+            f"RAY_ADDRESS = {address}: no Ray can be joined there ({last_line(error.__cause__ or error)}); start one, "
+            "unset it to let this command start its own, or, where this machine is none of its nodes, use raydistill "
+            "submit"
         ) from None
     try:
         _refuse_open_head()
@@ -201,12 +202,6 @@ def dashboard_address() -> str | None:
     # What workers are told of it by other ways is where it would be.
     url: bytes | None = _internal_kv_get("webui:url", namespace=KV_NAMESPACE_DASHBOARD)
     return None if url is None else url.decode()
-
-
-def _last_words(error: BaseException) -> str:
-    """Return the last line of what caused an error, where Ray says what went wrong."""
-    cause = error.__cause__ or error
-    return str(cause).strip().splitlines()[-1][:300]
 
 
 def object_store_bytes() -> int:

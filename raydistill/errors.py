@@ -73,3 +73,13 @@ def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest allowed name, or an empty string where none is near."""
     near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def first_line(error: object) -> str:
+    """Return the first line of what an error says, or its class's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def last_line(error: object) -> str:
+    """Return the last line of what an error says, where Ray says what went wrong, or its class's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

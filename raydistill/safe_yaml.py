@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raydistill.errors import first_line
+
 MOST_BYTES = 1 << 18
 MOST_DEPTH = 50
 MOST_PARTS = 100_000
@@ -106,7 +108,7 @@ def _in_one_line() -> Iterator[None]:
     except YAMLError as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
     except (OmegaConfBaseException, ValueError, *_RAISED_BY_VALUES) as error:
-        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
+        raise ValueError(first_line(error)) from None
 
 
 def _weigh(events: Iterator[Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydistill.config import Experiment, load_experiment
-from raydistill.errors import ConfigError, RunError, did_you_mean
+from raydistill.errors import ConfigError, RunError, did_you_mean, last_line
 from raydistill.reachable import read_by
 
 
@@ -127,7 +127,7 @@ class Submitted:
                 )
                 return accepted
             except (RuntimeError, ValueError, OSError) as error:
-                reason = _last_line(error)
+                reason = last_line(error)
                 if NO_AGENT not in reason or time.monotonic() > patience:
                     raise RunError(f"{self.address}: refused the job: {reason}") from None
             time.sleep(LOOK_EVERY_S)
@@ -149,7 +149,7 @@ class Submitted:
             ) from None
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ConfigError(
-                f"{self.address}: no server of jobs answers there ({_last_line(error)}); open a way to the head's "
+                f"{self.address}: no server of jobs answers there ({last_line(error)}); open a way to the head's "
                 "dashboard first, such as `ray dashboard cluster.yaml` or `ssh -L 8265:127.0.0.1:8265 HEAD`"
             ) from None
 
@@ -174,7 +174,7 @@ class Submitted:
             except (RuntimeError, OSError) as error:
                 tries = 1 if self._told > before else tries + 1
                 if tries == LOG_TRIES:
-                    reason = f"{self.address}: lost ({_last_line(error)})"
+                    reason = f"{self.address}: lost ({last_line(error)})"
                     raise RunError(f"{reason}; {self.id} may go on. {self.advice}") from None
                 time.sleep(tries * LOOK_EVERY_S)
                 continue
@@ -184,7 +184,7 @@ class Submitted:
         if about.status == "SUCCEEDED":
             return 0
         if about.driver_exit_code is None:
-            raise RunError(f"{self.id}: {about.status}: {_last_line(about.message or 'without a reason')}")
+            raise RunError(f"{self.id}: {about.status}: {last_line(about.message or 'without a reason')}")
         return int(about.driver_exit_code) or 1
 
     async def _tail(self, say: Callable[[str], None]) -> None:
@@ -202,7 +202,3 @@ def pack(job: Job, folder: Path) -> None:
     package = Path(__file__).parent
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     (folder / EXPERIMENT).write_text(job.experiment.to_yaml(), encoding="utf-8")
-
-
-def _last_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

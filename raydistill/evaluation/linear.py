@@ -218,19 +218,38 @@ def _trained(
     features, queries = _normalised(train_features, test_features, protocol)
     weight = torch.zeros(outputs, features.shape[1], device=features.device, requires_grad=True)
     bias = torch.zeros(outputs, device=features.device, requires_grad=True)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return loss(F.linear(features[rows], weight, bias), targets[rows])
+
+    descend([weight, bias], loss_of, len(features), protocol=protocol, seed=seed)
+    return F.linear(queries, weight, bias).detach()
+
+
+def descend(
+    parameters: list[Tensor], loss_of: Callable[[Tensor], Tensor], count: int, *, protocol: LinearProtocol, seed: int
+) -> None:
+    """Train in place by the protocol's SGD; the seed decides the order of rows, the same on all devices.
+
+    Args:
+        parameters: that take gradients.
+        loss_of: rows int64 [B], on the parameters' device -> the loss of a batch.
+        count: of rows.
+        protocol: learning rates, epochs and size of a batch.
+        seed: of the order.
+    """
     optimizer = torch.optim.SGD(
-        [weight, bias], lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
+        parameters, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
         for epoch in range(protocol.epochs):
             optimizer.param_groups[0]["lr"] = protocol.rate(epoch)
-            order = torch.randperm(len(features), generator=generator).to(features.device)
+            order = torch.randperm(count, generator=generator).to(parameters[0].device)
             for rows in torch.split(order, protocol.batch_size):
                 optimizer.zero_grad()
-                torch.autograd.backward(loss(F.linear(features[rows], weight, bias), targets[rows]))
+                torch.autograd.backward(loss_of(rows))
                 optimizer.step()
-    return F.linear(queries, weight, bias).detach()
 
 
 def _normalised(train: Tensor, test: Tensor, protocol: LinearProtocol) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raydistill.evaluation.linear import LinearProtocol
+from raydistill.evaluation.linear import LinearProtocol, descend
 from raydistill.lazy import F, Tensor, torch
 
 IGNORE = -1
@@ -121,24 +121,18 @@ def segmentation_probe(
     mean, scale = _moments(train_maps) if protocol.standardise else (0.0, 1.0)
     weight = torch.zeros(num_classes, train_maps.shape[1], 1, 1, device=device, requires_grad=True)
     bias = torch.zeros(num_classes, device=device, requires_grad=True)
-    optimizer = torch.optim.SGD(
-        [weight, bias], lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
-    )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad():
-        for epoch in range(protocol.epochs):
-            optimizer.param_groups[0]["lr"] = protocol.rate(epoch)
-            order = torch.randperm(len(train_maps), generator=generator).to(device)
-            for rows in torch.split(order, protocol.batch_size):
-                optimizer.zero_grad()
-                maps = (train_maps[rows].float() - mean) * scale
-                torch.autograd.backward(pixel_loss(F.conv2d(maps, weight, bias), labels[rows]))
-                optimizer.step()
+
+    def scores_of(maps: Tensor) -> Tensor:
+        return F.conv2d((maps.float() - mean) * scale, weight, bias)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return pixel_loss(scores_of(train_maps[rows]), labels[rows])
+
+    descend([weight, bias], loss_of, len(train_maps), protocol=protocol, seed=seed)
     size = (labels.shape[1], labels.shape[2])
     with torch.no_grad():
         found = [
-            pixel_scores(F.conv2d((maps.float() - mean) * scale, weight, bias), size).argmax(dim=1)
-            for maps in torch.split(test_maps, protocol.batch_size)
+            pixel_scores(scores_of(maps), size).argmax(dim=1) for maps in torch.split(test_maps, protocol.batch_size)
         ]
     return torch.cat(found)
 

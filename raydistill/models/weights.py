@@ -83,7 +83,7 @@ def read_file(source: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever their bytes happen to mean
-        raise WeightsError(f"cannot read {source}: {first_line(error)}") from error
+        raise WeightsError(f"cannot read {source}: {refusal_of(error)}") from error
 
 
 def state_dict_in(content: Any, source: Path) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def state_dict_in(content: Any, source: Path) -> dict[str, Tensor]:
     return _without_parallel_prefix(_unwrapped(content, source))
 
 
-def first_line(error: Exception) -> str:
+def refusal_of(error: Exception) -> str:
     """Return one line of an error; PyTorch's advice to load unsafely, which may follow, is left out."""
     lines = str(error).strip().splitlines() or [""]
     refused = any("WeightsUnpickler" in line or "weights_only" in line for line in lines)

@@ -16,9 +16,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from raydistill.errors import RunError
+from raydistill.errors import RunError, first_line
 from raydistill.files import write_atomically
-from raydistill.models.weights import first_line
+from raydistill.models.weights import refusal_of
 from raydistill.training.optional import optional_state, restore_optional_state
 from raydistill.training.session import Session
 
@@ -99,7 +99,7 @@ def read_state(folder: Path, device: torch.device) -> State:
         _compare(content, folder)
         state: State = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:  # of a damaged file torch's reader raises all kinds
-        raise RunError(f"checkpoint {folder} is damaged: {first_line(error)}") from None
+        raise RunError(f"checkpoint {folder} is damaged: {refusal_of(error)}") from None
     return state
 
 
@@ -135,8 +135,7 @@ def restore(session: Session, state: State, origin: Path) -> None:
             teacher.forwards = forwards
         _set_random_state(session.device, state.get("random", {}))
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"checkpoint {origin} cannot be continued from: {reason}") from None
+        raise RunError(f"checkpoint {origin} cannot be continued from: {first_line(error)}") from None
 
 
 def adopt(session: Session, state: State, origin: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydistill.errors import CacheError
+from raydistill.errors import CacheError, first_line
 from raydistill.teachers.cache import store
 from raydistill.teachers.cache.blocks import are_blocks_of, find_blocks, is_sound, page_options, view_blocks
 from raydistill.teachers.cache.codec import Array, Codec, RowType, array_of, codec_of, columns_of
@@ -163,7 +163,7 @@ def read_stored(
         found = view_blocks(path, record.blocks, columns, record.rows)
     except (OSError, pa.ArrowException, ValueError) as error:
         store.size_of(path)  # raises where it is a remote storage that fails
-        raise damaged(path, _first_line(error)) from None
+        raise damaged(path, first_line(error)) from None
     for name, numbers in found.items():
         if name not in checked and not is_sound(record.blocks[name], numbers):
             raise damaged(path, f"column '{name}' is not what was written")
@@ -173,7 +173,7 @@ def read_stored(
         try:
             found |= {name: array_of(table.column(name), columns[name]) for name in others}
         except (IndexError, TypeError, ValueError) as error:
-            raise damaged(path, _first_line(error)) from None
+            raise damaged(path, first_line(error)) from None
         if any(len(found[name]) != record.rows or table.column(name).null_count for name in others):
             raise damaged(path, f"it does not hold {record.rows} whole rows")
     return found
@@ -190,7 +190,7 @@ def _read_parquet(path: Location, names: Sequence[str] | None) -> pa.Table:
             table = file.read(columns=None if names is None else list(names))
     except (OSError, pa.ArrowException, ValueError) as error:
         store.size_of(path)  # as above
-        raise damaged(path, _first_line(error)) from None
+        raise damaged(path, first_line(error)) from None
     lacking = [name for name in names or () if name not in table.column_names]
     if lacking:
         raise damaged(path, f"it has no column '{lacking[0]}'")
@@ -213,7 +213,7 @@ def check_footer(folder: Location, content: Content, record: ShardRecord) -> Non
         wrong = [name for name, row_type in columns.items() if not _holds(schema, name, row_type)]
     except (OSError, pa.ArrowException, ValueError) as error:
         store.size_of(path)  # as above
-        raise damaged(path, _first_line(error)) from None
+        raise damaged(path, first_line(error)) from None
     if wrong:
         raise damaged(path, f"column '{wrong[0]}' is missing or not as wide as the manifest says")
     if content.compression == "none" and size < record.rows * sum(row_type.bytes for row_type in columns.values()):
@@ -239,7 +239,7 @@ def check_record(folder: Location, content: Content, record: ShardRecord) -> Non
         with pq.ParquetFile(pa.BufferReader(file)) as written:
             ids = ids_sha256(written.read(columns=[SAMPLE_ID]).column(SAMPLE_ID).to_numpy())
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise damaged(path, _first_line(error)) from None
+        raise damaged(path, first_line(error)) from None
     if ids != record.ids:
         raise damaged(path, "its sample ids are not the recorded ones")
     columns = {SAMPLE_ID: RowType(np.dtype("<i8")), **columns_of(content, list(content.teacher.outputs))}
@@ -258,10 +258,6 @@ def _holds(schema: pa.Schema, name: str, row_type: RowType) -> bool:
         return bool(kind.bit_width == 8 * row_type.bytes)
     except ValueError:  # of rows that differ in length
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def damaged(path: Location, reason: str) -> CacheError:
