@@ -21,18 +21,22 @@ from tests.conftest import digits, teaching
 from tests.nodes import running_ray
 
 HEAD = """
-import os, sys, ray
+import os, sys
 from pathlib import Path
-about = ray.init(
-    address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", object_store_memory=200 * 2**20,
-    _node_ip_address="127.0.0.1",
+from ray.cluster_utils import Cluster
+
+cluster = Cluster()
+# Jobs are started through a port of the node's, which another Ray on this machine may hold already.
+head = cluster.add_node(
+    num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_agent_listen_port=0,
+    object_store_memory=200 * 2**20, node_ip_address="127.0.0.1",
 )
-address = about.address_info["gcs_address"]
 # As `ray start` does: jobs would else join any Ray that they find on this machine.
-(Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster").write_text(address)
-print("RAY", address, flush=True)
-print(about.dashboard_url, flush=True)
+(Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster").write_text(cluster.address)
+print("RAY", cluster.address, flush=True)
+print(head.webui_url, flush=True)
 sys.stdin.read()
+cluster.shutdown()
 """
 
 

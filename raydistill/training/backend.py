@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.exceptions import RayActorError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -132,15 +134,39 @@ class Controller(TrainController):  # type: ignore[misc]
         await super()._run_control_loop_iteration()
 
 
+class UnlessExplained(DefaultFailurePolicy):  # type: ignore[misc]
+    """Tries again as often as Ray Train does, but not where a worker left word of why it ended.
+
+    An image that is missing would be missing again, after another start of all workers.
+    """
+
+    def __init__(self, explained: Callable[[], bool], failure_config: Any) -> None:
+        """Take a function that says whether there is such word."""
+        super().__init__(failure_config)
+        self._explained = explained
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Decide whether the workers are started again."""
+        return FailureDecision.RAISE if self._explained() else super().make_decision(training_failed_error)
+
+
 class Trainer(TorchTrainer):  # type: ignore[misc]
     """Runs the controller here, and starts no actor that asks the dashboard where there is none."""
 
-    def __init__(self, *arguments: Any, leave: threading.Event, early: EarlyWorkers, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        leave: threading.Event,
+        early: EarlyWorkers,
+        explained: Callable[[], bool],
+        **options: Any,
+    ) -> None:
         """Take Ray's own ``arguments`` and ``options``; training ends soon after ``leave`` is set."""
         super().__init__(*arguments, **options)
-        self._leave, self._early = leave, early
+        self._leave, self._early, self._explained = leave, early, explained
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
+        options["failure_policy"] = UnlessExplained(self._explained, self.run_config.failure_config)
         controller = Controller(self._leave, self._early, **options)
         asyncio.run(controller.run())
         return controller.get_result()

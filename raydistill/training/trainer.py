@@ -149,6 +149,7 @@ class Workers:
             ),
             leave=leave,
             early=self.early,
+            explained=lambda: bool(self.folder.failure()),
         )
         try:
             trainer.fit()

@@ -49,7 +49,8 @@ def train_in_worker(job: dict[str, Any]) -> None:
             raise
     except (OSError, MemoryError, RuntimeError) as error:
         advice = memory_advice(error)
-        if advice is None and not isinstance(error, OSError):
+        lost = isinstance(error, ConnectionError | TimeoutError)  # another worker, which may be there again
+        if advice is None and (lost or not isinstance(error, OSError)):
             raise
         if context.get_world_rank() == 0 or advice is not None:
             folder.write_failure("RunError", advice or str(error))
