@@ -207,6 +207,7 @@ def joining(environment: dict[str, str], *, close: bool = False, tunnel: bool = 
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_real_ray_without_tokens_beyond_loopback_is_refused(tmp_path: Path) -> None:
     with running_ray(ONE_NODE, tmp_path, RAY_AUTH_MODE="disabled") as (_, environment):
         refused = joining(environment)
@@ -219,6 +220,7 @@ def test_a_real_ray_without_tokens_beyond_loopback_is_refused(tmp_path: Path) ->
         assert joining(environment, close=True).startswith("joined; True the Ray at 127.0.0.1:")
 
 
+@pytest.mark.slow
 def test_a_real_ray_with_tokens_is_joined_with_the_right_one(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "token").chmod(0o600)

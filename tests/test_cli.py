@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from raydistill.cli import app
+from raydistill.config import load_experiment
+from raydistill.errors import InputError
 from raydistill.teachers.cache.build import build_cache
+from raydistill.training.trainer import train
 from tests.conftest import digits
 from tests.reporting.folders import make_run
 
@@ -23,19 +28,41 @@ def raydistill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+WRONG = [
+    (["train", "absent.yaml"], "no such experiment file"),
+    (["train", "good.yaml", "data.name=fashion_mnist", "data.root=nowhere"], "nowhere"),
+    (["list", "method"], "did you mean 'methods'"),
+    (["trian"], "No such command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG)
+def test_wrong_input_ends_a_command_with_one_message_and_code_2(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    ended = raydistill(*arguments, folder=tmp_path)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert written(tmp_path) == {"good.yaml"}
+
+
+def written(folder: Path) -> set[str]:
+    """Names of all files, but for locks."""
+    return {path.name for path in folder.rglob("*") if path.is_file()} - {".x.lock"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "absent.yaml"], "no such experiment file"),
         (["train", "good.yaml", "train.epochz=1"], "did you mean 'epochs'"),
         (["tune", "good.yaml"], "tune: required"),
         (["tune", "good.yaml", "tune.space={train.lr: {uniform: [0, 1]}}"], "train.lr: unknown key"),
         (["cache", "build", "good.yaml"], "teacher"),
         (["teacher", "good.yaml"], "teacher: required"),
-        (["train", "good.yaml", "data.name=fashion_mnist", "data.root=nowhere"], "nowhere"),
         (["train", "good.yaml", "student.weights=none.safetensors"], "none.safetensors"),
         (["train", "good.yaml", "--resume"], "no run to resume"),
-        (["list", "method"], "did you mean 'methods'"),
         (["compare", "nowhere"], "nowhere: not a run folder"),
         (["compare", "nowhere", "--layout", "crd-tabel3"], "did you mean 'crd-table3'"),
         (["compare", "nowhere", "--format", "latx"], "did you mean 'latex'"),
@@ -49,47 +76,64 @@ def raydistill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
         (["finetune", "nowhere"], "name the new data"),
         (["cache", "verify", "nowhere"], "nowhere"),
         (["cache", "rm", "."], "not a teacher cache"),
-        (["trian"], "No such command"),
     ],
 )
-def test_wrong_input_is_one_message_and_exit_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
-    (tmp_path / "good.yaml").write_text(GOOD)
-    ended = raydistill(*arguments, folder=tmp_path)
-    assert ended.returncode == 2
-    assert said in ended.stderr
-    assert "Traceback" not in ended.stderr + ended.stdout
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"good.yaml", ".x.lock"}
-    assert not left
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["teacher.model=resnet20"], "teacher.safetensors"),
-        (["data.subset=300"], "differs in data.count (there 240, wanted 300)"),
-        (["cache.views=1"], "differs in augmentation"),
-        (["data.name=fashion_mnist", "data.root=images"], "train-images-idx3-ubyte"),
-    ],
-)
-def test_weights_caches_and_data_that_do_not_fit(
-    tmp_path: Path, teacher_weights: Path, ray_session: None, arguments: list[str], said: str
+def test_wrong_input_is_one_message_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
-    """A checkpoint of another network, a cache of other data, a truncated file: told before a worker starts."""
-    shutil.copy(teacher_weights, tmp_path / "teacher.safetensors")
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "train-images-idx3-ubyte").write_bytes(
+    (tmp_path / "good.yaml").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2 and isinstance(ended.exception, SystemExit)
+    assert said in ended.stderr
+    assert written(tmp_path) == {"good.yaml"}
+
+
+TRUNCATED = ["data.name=fashion_mnist", "data.root=images"], "train-images-idx3-ubyte"
+UNFIT = [
+    (["teacher.model=resnet20"], "teacher.safetensors"),
+    (["data.subset=300"], "differs in data.count (there 240, wanted 300)"),
+    (["cache.views=1"], "differs in augmentation"),
+    TRUNCATED,
+]
+
+
+@pytest.fixture(scope="module")
+def experiment_folder(tmp_path_factory: pytest.TempPathFactory, teacher_weights: Path, ray_session: None) -> Path:
+    """A folder with an experiment, its teacher and its cache, and with images of which there are fewer than told."""
+    folder = tmp_path_factory.mktemp("unfit")
+    shutil.copy(teacher_weights, folder / "teacher.safetensors")
+    (folder / "images").mkdir()
+    (folder / "images" / "train-images-idx3-ubyte").write_bytes(
         bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 28, 0, 0, 0, 28])
     )
-    (tmp_path / "images" / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(9))
-    teacher = {"model": "resnet14", "weights": str(tmp_path / "teacher.safetensors")}
-    experiment = digits(tmp_path, teacher=teacher, methods={"kd": {}})
+    (folder / "images" / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(9))
+    teacher = {"model": "resnet14", "weights": str(folder / "teacher.safetensors")}
+    experiment = digits(folder, teacher=teacher, methods={"kd": {}})
     build_cache(experiment)
-    (tmp_path / "x.yaml").write_text(experiment.to_yaml())
-    ended = raydistill("train", "x.yaml", *arguments, folder=tmp_path)
+    (folder / "x.yaml").write_text(experiment.to_yaml())
+    return folder
+
+
+@pytest.mark.parametrize(("arguments", "said"), UNFIT)
+def test_weights_caches_and_data_that_do_not_fit(
+    experiment_folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    """A checkpoint of another network, a cache of other data, a truncated file: told before a worker starts."""
+    monkeypatch.chdir(experiment_folder)
+    with pytest.raises(InputError) as caught:
+        train(load_experiment("x.yaml", arguments))
+    assert said in str(caught.value)
+    assert not Path("runs/digits").exists()
+
+
+def test_data_that_do_not_fit_end_the_command(experiment_folder: Path) -> None:
+    arguments, said = TRUNCATED
+    ended = raydistill("train", "x.yaml", *arguments, folder=experiment_folder)
     assert ended.returncode == 2, ended.stderr
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert not (tmp_path / "runs" / "digits").exists()
+    assert not (experiment_folder / "runs" / "digits").exists()
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:
@@ -128,16 +172,17 @@ def test_list_tells_all_about_a_method(tmp_path: Path) -> None:
 
 
 def test_a_cache_is_planned_listed_verified_exported_and_removed(
-    tmp_path: Path, teacher_weights: Path, ray_session: None
+    tmp_path: Path, teacher_weights: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     teacher = {"model": "resnet14", "weights": str(teacher_weights)}
     experiment = digits(tmp_path, teacher=teacher, methods={"kd": {}})
     path = build_cache(experiment).path
     (tmp_path / "x.yaml").write_text(experiment.to_yaml())
 
     def answer(*arguments: str, code: int = 0) -> dict[str, Any]:
-        ended = raydistill("cache", *arguments, "--json", folder=tmp_path)
-        assert ended.returncode == code, ended.stderr
+        ended = CliRunner().invoke(app, ["cache", *arguments, "--json"])
+        assert ended.exit_code == code, ended.stderr
         found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
         return found
 

@@ -21,6 +21,7 @@ from tests.machines import HEAD, Machines, possible, running_machines
 from tests.teachers.stored import store
 from tests.training.sessions import without_times
 from tests.training.test_kills import Run
+from tests.tuning.test_restart import Sweep, assert_same, sweep
 
 pytestmark = [
     pytest.mark.slow,
@@ -149,6 +150,33 @@ def test_training_comes_to_the_same_student_though_its_machines_die_and_are_cut_
     student = "student.safetensors"
     assert (run.folder.path / student).read_bytes() == (whole.folder.path / student).read_bytes()
     assert [*map(without_times, run.folder.history())] == [*map(without_times, whole.folder.history())]
+
+
+def test_a_sweep_over_three_machines_comes_to_the_same_decisions(machines: Machines, tmp_path: Path) -> None:
+    def sweep_of(name: str) -> Sweep:
+        changed = {"name": name, "tune.concurrent": WORKERS}
+        return Sweep(sweep(tmp_path).override(changed), machines.environment, machines.prefix)
+
+    whole = sweep_of("whole")
+    whole.start()
+    whole.finish()
+    command = sweep_of("shaken")
+    command.start()
+    number = machines.machine_of(command.until(lambda: command.worker_of("0000") or command.worker_of("0001")))
+    assert number is not None
+    machines.kill(number)
+    machines.start(number)  # a sweep waits for a node in the place of a lost one, so that its decisions stay the same
+    ended = command.ended_trials()
+    recovered(f"tune, machine {number} dead", lambda: command.ended_trials() > ended, command)
+    worker = command.until(lambda: next(filter(None, map(command.worker_of, ("0003", "0004", "0005", "0006"))), None))
+    number = machines.machine_of(worker)
+    assert number is not None
+    machines.cut(number)
+    time.sleep(CUT_S)
+    machines.join(number)
+    machines.restart(number)
+    command.finish()
+    assert_same(command.found(), whole.found())
 
 
 def test_a_machine_that_does_not_see_the_images_is_named(machines: Machines, tmp_path: Path) -> None:

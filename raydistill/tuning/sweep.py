@@ -138,13 +138,19 @@ def _slots(experiment: Experiment, arrays: Mapping[str, Any]) -> int:
     room = int(free / cpus)
     gpus = _gpus(experiment)
     if gpus:
-        room = min(room, int(available.get("GPU", 0.0) / gpus + 1e-9))
+        room = min(room, _shares(available.get("GPU", 0.0), gpus))
     if room < 1:
         raise RunError(
             f"tune: a trial needs {cpus:g} CPUs and {gpus:g} GPUs, but Ray has {free:g} and "
             f"{available.get('GPU', 0.0):g} to give"
         )
     return min(room, config.concurrent or room)
+
+
+def _shares(available: float, each: float) -> int:
+    """Return how many times so much of a GPU, or so many GPUs, can be had; no part lies on two of them."""
+    rounding = 1e-9
+    return int(available / each + rounding) if each >= 1.0 else int(available) * int(1.0 / each + rounding)
 
 
 def _gpus(experiment: Experiment) -> float:

@@ -67,6 +67,11 @@ class Sweep(Command):
         record = json.loads((folder / "trial.json").read_text())
         return record.get("pid") if record["status"] == "running" else None
 
+    def ended_trials(self) -> int:
+        """How many trials are over."""
+        records = [json.loads(path.read_text()) for path in self.run.glob("trials/*/trial.json")]
+        return sum(record["status"] != "running" for record in records)
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, pd.DataFrame]]:
