@@ -13,6 +13,7 @@ from typing import Any
 from raydistill import access
 from raydistill.access import Door
 from raydistill.errors import ConfigError, RunError, last_line
+from raydistill.patience import patient_start
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -74,6 +75,7 @@ def ensure_ray(**options: Any) -> None:
 
     Raises:
         ConfigError: where there is none at that address, it does not let this process in, or it lets in anybody.
+        RunError: where one that is started does not come up.
     """
     address = _address_to_join()
     on_loopback = not address or access.is_loopback(address)
@@ -95,7 +97,8 @@ def ensure_ray(**options: Any) -> None:
         access.keep_token_private()
         # Not the one that `ray start` noted down last, which may be gone, or somebody else's.
         own = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init(**{**_SILENT, **own, **options})
+        with patient_start():
+            ray.init(**{**_SILENT, **own, **options})
 
 
 def _join(address: str, options: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ ROOMS |= {
 RAY_MAY_BE_IMPORTED_BY = {
     "cluster.py",
     "doctor.py",
+    "patience.py",
     "reachable.py",
     "submitting.py",
     "teachers/cache/actors.py",

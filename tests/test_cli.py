@@ -79,7 +79,7 @@ def written(folder: Path) -> set[str]:
     ],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None, arguments: list[str], said: str
 ) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
     monkeypatch.chdir(tmp_path)
