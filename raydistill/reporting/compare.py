@@ -25,6 +25,9 @@ _ARROWS = {BETTER: UP, WORSE: DOWN}
 PLACED = ""
 """What is told of a run that is in the table."""
 
+SPENT = ("seconds", "energy_j")
+"""What layouts can show of a run's result beside its accuracy."""
+
 PEER = "peer1"
 MUTUAL = ("mutual", "peer")
 """Roles of networks that learned from each other."""
@@ -265,10 +268,11 @@ def _in_column(run: _Run, column: Column, *, any_teacher: bool = False) -> bool:
 
 
 def _value(record: RunRecord, role: str, measure: Measure) -> float | None:
-    """Return what a run has of a measure, in the table's unit."""
+    """Return what a run has of a measure, in the table's unit; what it spent stands in its result."""
     if measure.metric is None:
         return None
-    found = record.card.get(role, {}).get(measure.metric)
+    spent = record.result.get(measure.metric) if role == "student" and measure.metric in SPENT else None
+    found = record.card.get(role, {}).get(measure.metric, spent)
     in_result = {"student": record.top1, PEER: record.result.get(f"{PEER}_top1")}
     if measure.metric == "top1" and in_result.get(role) is not None:
         found = in_result[role]

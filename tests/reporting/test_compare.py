@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,13 @@ def test_what_a_student_was_worth_for_other_tasks_stands_beside_the_published_va
     table = pivot(made, load_layout("crd-table5"))
     assert cell(table, "KD+AT", "mIoU")["mean"] == 37.0 and cell(table, "KD+AT", "mIoU")["published"] == 39.5
     assert cell(table, "KD+AT", "Pix. Acc.")["n"] == 0
+
+
+def test_layouts_show_what_a_run_spent() -> None:
+    layout = parse_layout("spent", LAYOUT.model_dump(exclude={"name", "metric"}) | {"metric": "energy_j"})
+    spent = [replace(each, result={**each.result, "energy_j": 500.0}) for each in runs([80.0, 81.0], "ce", "kd")]
+    assert cell(pivot(spent, layout), "KD", "A → B")["mean"] == 500.0
+    assert cell(pivot(runs([80.0], "ce", "kd"), layout), "KD", "A → B")["n"] == 0
 
 
 def test_random_weights_have_a_row_of_their_own_whatever_run_noted_them() -> None:
