@@ -18,7 +18,10 @@ ENERGY = "energy_j"
 """The name of an epoch's and a run's joules."""
 
 LOOK_EVERY_S = 30.0
-"""Counters of packages begin anew after some minutes at full power, so they must be read more often than that."""
+"""Counters of packages begin anew after some minutes at full power, so they must be read more often than that.
+
+Between steps they are; what lies between two steps, such as a validation, has to be shorter.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Energy:
             return
         try:
             now = [counter.read() for counter in self.counters]
-        except OSError:
+        except (OSError, ValueError):
             self._joules = None
             return
         for counter, before, after in zip(self.counters, self._last, now, strict=False):
