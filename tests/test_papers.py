@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,28 +15,34 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import save_file
+from torchvision.transforms.functional import pil_to_tensor
 
 from raydistill.config import Experiment
 from raydistill.data.config import DataConfig
-from raydistill.errors import ConfigError
+from raydistill.data.datasets import load_test, load_train
+from raydistill.data.listed import path_id
+from raydistill.errors import ConfigError, RunError
 from raydistill.evaluation.card import Card
 from raydistill.reporting.compare import pivot
 from raydistill.reporting.layouts import Layout, layout_names, load_layout
 from raydistill.reporting.runs import RunRecord
 from tests.reporting.folders import make_run
-from tests.test_experiments import IMAGENET_IMAGES, _images, _setting, _student, _teacher
+from tests.test_experiments import _images, _setting, _student, _teacher
 
 ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "experiments" / "papers"
 sys.path.insert(0, str(PAPERS))
+sys.path.insert(0, str(ROOT / "experiments" / "downstream"))
 
-import plan as plans  # noqa: E402  a script's neighbour
+import garments  # noqa: E402  a script's neighbour
+import memory  # noqa: E402
+import plan as plans  # noqa: E402
 import run as script  # noqa: E402
 
 SCALES = [(name, scale) for name in plans.table_names() for scale in plans.load_plan(name).scales]
-NO_FILE = {"cocord-table8", "cocord-table12", "compress-table7", "crd-table5"}
-"""Tables that no file here makes; docs/compare.md tells why, or what does."""
+TRAINED = [(name, scale) for name, scale in SCALES if not plans.load_plan(name).counted]
 
 
 @cache
@@ -67,16 +75,12 @@ def as_run(experiment: Experiment, card: dict[str, float]) -> RunRecord:
         config=experiment.to_dict(),
         environment={},
         result={"epochs": experiment.train.epochs, "peer1_top1": 50.0},
-        card={"student": card, "teacher": card} if experiment.teacher else {"student": card},
+        card={"student": card, "fresh": card} | ({"teacher": card} if experiment.teacher else {}),
     )
 
 
-def test_every_layout_has_a_table_or_a_reason() -> None:
-    assert {*plans.table_names()} | NO_FILE == {*layout_names()} and not {*plans.table_names()} & NO_FILE
-    reasons = (ROOT / "docs" / "compare.md").read_text("utf-8").partition("## What is not there")[2]
-    for name in NO_FILE:
-        layout = load_layout(name)
-        assert f"{layout.source.paper}'s Table {layout.source.table}" in reasons
+def test_every_layout_has_a_table() -> None:
+    assert {*plans.table_names()} == {*layout_names()}
 
 
 def test_every_table_has_both_scales() -> None:
@@ -100,13 +104,14 @@ def test_every_run_has_a_cell(name: str, scale: str) -> None:
 def test_data_that_cells_are_judged_on_is_there(name: str, scale: Any) -> None:
     plan = plans.load_plan(name)
     labels = {metric.rpartition("/")[0] for metric in asked(plans.shown(plan, scale))}
-    there = {"", *plans.transfer(plan, scale)}
+    there = {"", *plans.transfer(plan, scale), *(task.data for task in plan.tasks.get(scale, ()))}
     assert labels & there and (scale == "mini" or labels <= there)
 
 
 FILLED = [
     *(f"crd-table{number}" for number in (1, 2, 4, 6, 7, 8, 10, 11)),
-    *("cocord-table3", "cocord-table6", "protocpc-table6", "protocpc-table7", "protocpc-table8", "protocpc-table9"),
+    *("crd-table5", "cocord-table3", "cocord-table6", "cocord-table8", "cocord-table12"),
+    *(f"protocpc-table{number}" for number in (6, 7, 8, 9)),
 ]
 
 
@@ -162,7 +167,7 @@ def with_prototypes(experiment: Experiment, files: Path) -> Experiment:
     return experiment.override({"methods.protocpc.prototypes_file": str(path)})
 
 
-@pytest.mark.parametrize(("name", "scale"), SCALES)
+@pytest.mark.parametrize(("name", "scale"), TRAINED)
 def test_teachers_are_trained_where_students_look_for_them(name: str, scale: Any) -> None:
     plan = plans.load_plan(name)
     made = {str(each.teacher and each.teacher.weights): each for each in plans.teachers(plan, scale)}
@@ -250,23 +255,19 @@ def test_data_sets_stand_in_for_others_at_a_scale() -> None:
     assert asked(plans.shown(plan, "paper")) == {"stl10/linear", "tiny_imagenet/linear"}
 
 
-def test_memory_banks_are_as_large_as_cocords_table_12_counts(files: Path) -> None:
-    """In MB; both are linear in what they hold, two rows for each image or the keys of a queue."""
-    small, large = (
-        expanded(name, "paper", methods=("crd", "cocord"), seeds=1) for name in ("cocord-table1", "cocord-table4")
-    )
-    parts = {}
-    for experiment in small[:2]:
-        assert experiment.teacher is not None
-        teacher = _teacher(experiment.teacher.model_dump_json(), *_images(experiment.data), files)
-        label = list(experiment.methods)[-1]
-        parts[label] = experiment.methods[label].parts(_setting(experiment, teacher))
-    banks = sum(parts["crd"][f"{side}_bank"].rows.nbytes for side in ("student", "teacher")) / 1e6
-    queue = parts["cocord"]["queue"].keys.nbytes / 1e6
-    longer = large[1].methods["cocord"].queue / small[1].methods["cocord"].queue  # type: ignore[attr-defined]
-    crd, cocord, _ = (row.values for row in load_layout("cocord-table12").rows)
-    assert [banks, banks * IMAGENET_IMAGES / 50000] == pytest.approx(crd, abs=0.005)
-    assert [queue, queue * longer] == pytest.approx(cocord, abs=0.005)
+def test_memory_is_as_large_as_cocords_table_12_counts() -> None:
+    layout = load_layout("cocord-table12")
+    records = memory.counted(expanded("cocord-table12", "paper"), reference="crd")
+    cells = pivot(records, layout).cells
+    assert len(cells) == 6 and [*cells["mean"]] == pytest.approx([*cells.published], abs=0.005)
+
+
+def test_a_counted_table_trains_nothing(
+    trained: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "cocord-table12", "--scale", "mini"])
+    script.main()
+    assert not trained and "68.27 (1)" in Path("runs/papers/cocord-table12-mini.md").read_text()
 
 
 def test_tables_of_the_same_settings_share_their_runs() -> None:
@@ -382,3 +383,75 @@ def load_override(overrides: list[str]) -> dict[str, DataConfig]:
     read = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
     assert isinstance(read, dict)
     return {label: DataConfig.model_validate(data) for label, data in read["evaluate"]["transfer"].items()}
+
+
+TASKS = [
+    pytest.param(task, id=f"{name}-{scale}-{task.data}")
+    for name in plans.table_names()
+    for scale, tasks in plans.load_plan(name).tasks.items()
+    for task in tasks
+]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scripts_of_other_tasks_know_their_arguments(task: plans.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = __import__(task.script)
+    monkeypatch.setattr(sys, "argv", [f"{task.script}.py", "RUN", "--data", task.data, *task.arguments, "--seed", "1"])
+    assert module._arguments().data == task.data
+
+
+def test_other_tasks_begin_with_each_run_and_once_for_a_seed_with_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def note(command: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+        folder, role = Path(command[2]), "fresh" if command[-1] == "--fresh" else "student"
+        begun.append(shlex.join([folder.name, *command[3:]]))
+        path = folder / Path(command[1]).with_suffix(".json").name
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({**found, role: {"synthetic/detection_ap": 50.0}}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", note)
+    (task,) = plans.load_plan("cocord-table8").tasks["mini"]
+    alone, crd, *_ = [
+        each.model_copy(update={"output": str(tmp_path)}) for each in expanded("cocord-table8", "mini", seeds=1)
+    ]
+    for each in (alone, crd):
+        make_run(each.folder, 80.0)
+    given = "--data synthetic --seed 0 --channels 32 --levels 2 --train-batch-norm"
+    script.hand_on([crd], task, with_control=False)
+    assert begun == [f"{crd.name} {given}"]
+    for _ in range(2):
+        script.hand_on([alone, crd], task, with_control=True)
+    assert begun[1:] == [f"{alone.name} {given}", f"{alone.name} {given} --fresh"]
+    monkeypatch.setattr(subprocess, "run", lambda command, **given: subprocess.CompletedProcess(command, 2))
+    with pytest.raises(RunError, match="detection ended with code 2"):
+        script.hand_on([crd], task.model_copy(update={"data": "voc"}), with_control=False)
+
+
+def test_pictures_of_garments_show_what_their_lists_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garments, "PICTURES", {"trainval": 12, "test": 5})
+    described = plans.transfer(plans.load_plan("compress-table7"), "mini")["garments"]
+    config = described.model_copy(update={"root": str(tmp_path), "image_size": 16})
+    source = DataConfig.model_validate({"name": "digits"})
+    garments.draw_garments(tmp_path, source)
+    train, test = load_train(config), load_test(config)
+    assert (len(train), len(test), train.shape) == (12, 5, (1, 16, 16))
+    written = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    garments.draw_garments(tmp_path, source)
+    assert written == {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    # Each quarter is the digit that looks most like it, and the picture shows the classes of its quarters.
+    digits = load_test(source)
+    known = digits.images.flatten(1).float()
+    names = sorted(tmp_path.glob("JPEGImages/*.jpg"))[-5:]
+    targets = {int(each): row for each, row in zip(test.ids, test.targets.tolist(), strict=True)}
+    for path in names:
+        pixels = pil_to_tensor(Image.open(path))[0].float()
+        quarters = pixels.unfold(0, 8, 8).unfold(1, 8, 8).reshape(4, 64)
+        nearest = torch.cdist(quarters, known).argmin(dim=1)
+        classes = {int(label) for label in digits.labels[nearest]}
+        row = targets[path_id(f"JPEGImages/{path.name}")]
+        assert {number for number, value in enumerate(row) if value == 1} == classes
+        assert {*row} == {-1, 1}

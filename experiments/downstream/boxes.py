@@ -26,7 +26,7 @@ from raydistill.errors import DataError
 
 Item = tuple[Tensor, dict[str, Tensor]]
 
-_VOC_TRAINING = (("2007", "trainval"), ("2012", "trainval"))
+_VOC_TRAINING = {"voc": ("2007", "2012"), "voc07": ("2007",)}
 
 
 class Voc(Dataset[Item]):
@@ -127,8 +127,8 @@ def training_and_test(
         return Drawn(96, channels, seed=1000 + seed), Drawn(32, channels, seed=0), Drawn.num_classes
     if root is None:
         raise DataError(f"--root: --data {data} needs the folder that holds it")
-    if data == "voc":
-        parts = [Voc(root, year, part, channels, download=download) for year, part in _VOC_TRAINING]
+    if years := _VOC_TRAINING.get(data):
+        parts = [Voc(root, year, "trainval", channels, download=download) for year in years]
         return ConcatDataset(parts), Voc(root, "2007", "test", channels, download=download), Voc.num_classes
     if download:
         raise DataError("--download: torchvision fetches VOC alone; COCO's files: https://cocodataset.org/#download")

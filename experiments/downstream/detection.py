@@ -2,6 +2,7 @@
 
     python experiments/downstream/detection.py runs/NAME --data voc --root /data/voc            # AP, AP50, AP75
     python experiments/downstream/detection.py runs/NAME --data voc --root /data/voc --fresh    # from random weights
+    python experiments/downstream/detection.py runs/NAME --data voc07 --root /data/voc          # trained on 2007 alone
     python experiments/downstream/detection.py runs/NAME --data coco --root /data/coco
     python experiments/downstream/detection.py runs/NAME --data synthetic --channels 32 --levels 2   # drawn images
 
@@ -82,6 +83,8 @@ class Schedule:
 
 SCHEDULES = {
     "voc": Schedule(24000, 16, 0.02, 100, (18000, 22000), tuple(range(480, 801, 32))),
+    # As many passes over fewer images.
+    "voc07": Schedule(7200, 16, 0.02, 100, (5400, 6600), tuple(range(480, 801, 32))),
     "coco": Schedule(90000, 16, 0.02, 1000, (60000, 80000), tuple(range(640, 801, 32))),
     "synthetic": Schedule(150, 4, 0.02, 10, (110,), (64,), longest=64, clip=5.0, proposals=64, sampled=32),
 }

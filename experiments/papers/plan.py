@@ -83,12 +83,21 @@ class Variant(Section):
     set: dict[str, Any]
 
 
+class Task(Section):
+    """Another task that begins with a run's student: a script of ``experiments/downstream`` with its arguments."""
+
+    script: Literal["detection", "segmentation"]
+    data: str
+    arguments: tuple[str, ...] = ()
+
+
 class Plan(Section):
     """A table's file.
 
     ``skip`` names, for a student, the methods that the paper does not have for it; ``variants`` describes those of
     ``methods`` that the settings do not know. A scale has one part or a list of several. ``instead`` says, for a scale,
-    which data set is judged in the place of one that the layout names.
+    which data set is judged in the place of one that the layout names, everywhere or for one measure. The finished runs
+    are handed to the ``tasks`` of a scale. Where the table is ``counted`` nothing is trained.
     """
 
     name: str
@@ -98,6 +107,8 @@ class Plan(Section):
     skip: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     scales: dict[ScaleName, tuple[Scale, ...]]
     instead: dict[ScaleName, dict[str, str]] = Field(default_factory=dict)
+    tasks: dict[ScaleName, tuple[Task, ...]] = Field(default_factory=dict)
+    counted: bool = False
 
     @field_validator("scales", mode="before")
     @classmethod
@@ -143,7 +154,8 @@ def shown(plan: Plan, scale: ScaleName) -> Layout:
 
     def renamed(metric: str | None) -> str | None:
         label, slash, name = (metric or "").rpartition("/")
-        return f"{instead.get(label, label)}/{name}" if slash else metric
+        judged = instead.get(str(metric), instead.get(label, label))
+        return f"{judged}/{name}" if slash else metric
 
     columns = [column.model_copy(update={"metric": renamed(column.metric)}) for column in layout.columns]
     return layout.model_copy(update={"columns": tuple(columns)})
@@ -156,6 +168,8 @@ def transfer(plan: Plan, scale: ScaleName) -> dict[str, DataConfig]:
 
 def teachers(plan: Plan, scale: ScaleName) -> list[Experiment]:
     """Return an experiment for each teacher that has to be trained."""
+    if plan.counted:
+        return []
     found = {}
     for part, settings in _parts(plan, scale):
         where = settings.teachers_of or part.settings

@@ -171,6 +171,7 @@ def _training(experiment: Experiment, result: Mapping[str, Any]) -> list[Row]:
     ]
     costs = {
         "seconds": "Training time (s)",
+        "energy_j": "Energy (J)",
         "images_per_s": "Images a second",
         "teacher_forwards": "Teacher forwards",
         "teacher_forwards_saved": "Teacher forwards saved by the cache",

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from raydistill.config import flatten
+from raydistill.evaluation.downstream import FRESH
 from raydistill.reporting.layouts import Column, Layout, Measure, Row
 from raydistill.reporting.runs import RunRecord
 from raydistill.reporting.tables import BETTER, WORSE, conditions, data_of, setting, verdict
@@ -23,6 +24,9 @@ _ARROWS = {BETTER: UP, WORSE: DOWN}
 
 PLACED = ""
 """What is told of a run that is in the table."""
+
+SPENT = ("seconds", "energy_j")
+"""What layouts can show of a run's result beside its accuracy."""
 
 PEER = "peer1"
 MUTUAL = ("mutual", "peer")
@@ -173,6 +177,8 @@ def _ours(runs: Sequence[_Run], row: Row, column: Column, layout: Layout, used: 
     measure = layout.measure(row, column)
     if row.role == "teacher":
         return _teacher(runs, column, measure, layout, used)
+    if row.role == FRESH:
+        return _fresh(runs, column, measure)
     values = {}
     for position, run in enumerate(runs):
         if _in_row(run, row, layout) and _in_column(run, column, any_teacher=row.role == "student"):
@@ -225,6 +231,17 @@ def _teacher(
     return _Ours(tuple(on_cards.values()), None) if on_cards else None
 
 
+def _fresh(runs: Sequence[_Run], column: Column, measure: Measure) -> _Ours | None:
+    """Return what a column's student was worth for another task with random weights; whose run noted it is all one."""
+    values = {
+        position: value
+        for position, run in enumerate(runs)
+        if run.record.kind == "train" and _in_column(run, column, any_teacher=True)
+        if (value := _value(run.record, FRESH, measure)) is not None
+    }
+    return _Ours(tuple(_by_seed(runs, values).values()), None) if values else None
+
+
 def _by_seed(runs: Sequence[_Run], values: Mapping[int, float]) -> dict[object, float]:
     by_seed: defaultdict[object, list[float]] = defaultdict(list)
     for position, value in values.items():
@@ -234,7 +251,7 @@ def _by_seed(runs: Sequence[_Run], values: Mapping[int, float]) -> dict[object, 
 
 
 def _in_row(run: _Run, row: Row, layout: Layout) -> bool:
-    if run.record.kind != "train" or not run.is_one_pair or row.role == "teacher":
+    if run.record.kind != "train" or not run.is_one_pair or row.role in ("teacher", FRESH):
         return False
     if run.is_mutual != (row.role in MUTUAL):
         return False
@@ -251,10 +268,11 @@ def _in_column(run: _Run, column: Column, *, any_teacher: bool = False) -> bool:
 
 
 def _value(record: RunRecord, role: str, measure: Measure) -> float | None:
-    """Return what a run has of a measure, in the table's unit."""
+    """Return what a run has of a measure, in the table's unit; what it spent stands in its result."""
     if measure.metric is None:
         return None
-    found = record.card.get(role, {}).get(measure.metric)
+    spent = record.result.get(measure.metric) if role == "student" and measure.metric in SPENT else None
+    found = record.card.get(role, {}).get(measure.metric, spent)
     in_result = {"student": record.top1, PEER: record.result.get(f"{PEER}_top1")}
     if measure.metric == "top1" and in_result.get(role) is not None:
         found = in_result[role]

@@ -67,12 +67,12 @@ class Row(Measure):
     """Runs of one set of methods, by the names of ``raydistill list methods``; without methods, published only.
 
     Other roles than ``distilled``: the ``teacher``, the ``student`` that learns without one, and ``any`` student of a
-    column, whatever taught it. Of the networks of a column that were trained together, as peers, ``mutual`` is the
-    student and ``peer`` the other one.
+    column, whatever taught it, and the same network with random weights, ``fresh``, where it began another task. Of the
+    networks of a column that were trained together, as peers, ``mutual`` is the student and ``peer`` the other one.
     """
 
     label: str
-    role: Literal["teacher", "student", "distilled", "any", "mutual", "peer"] = "distilled"
+    role: Literal["teacher", "student", "distilled", "any", "fresh", "mutual", "peer"] = "distilled"
     methods: tuple[str, ...] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     values: tuple[float | None, ...]

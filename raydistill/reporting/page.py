@@ -38,6 +38,8 @@ CARD_COLUMNS = {
 }
 """Values of ``card.json`` in the order of the page."""
 
+ENERGY_COLUMN = "Energy (J)"
+
 
 def write_report(run_paths: Iterable[str | Path], output: str | Path) -> Path:
     """Write a page about finished runs of any kind; the file appears whole or not at all.
@@ -78,6 +80,7 @@ def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
     frame, albums = comparison(records), Albums()
     names = _unique_names(records)
     named = list(zip(names, records, strict=True))
+    cost = _cost(named)
     validated, losing = _grouped(records, "val/top1"), _grouped(records, "train/loss")
     return {
         "title": ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more runs",
@@ -98,7 +101,8 @@ def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
             if record.panels.neighbours or record.panels.clusters
         ],
         "methods": [describe(name) for name in _methods(records)],
-        "cost": _table(_cost(named)),
+        "cost": _table(cost),
+        "knows_energy": ENERGY_COLUMN in cost,
         "cards": _table(_cards(named)),
         "runs": [_run_section(name, run) for name, run in named],
         "environment": _environment(records),
@@ -137,7 +141,8 @@ def _sweep_section(name: str, sweep: Sweep) -> dict[str, Any]:
 
 
 def _cost(named: Iterable[tuple[str, RunRecord]]) -> pd.DataFrame:
-    return pd.DataFrame([_cost_row(name, record) for name, record in named])
+    frame = pd.DataFrame([_cost_row(name, record) for name, record in named])
+    return frame if frame[ENERGY_COLUMN].notna().any() else frame.drop(columns=ENERGY_COLUMN)
 
 
 def _cost_row(name: str, record: RunRecord) -> dict[str, Any]:
@@ -152,6 +157,7 @@ def _cost_row(name: str, record: RunRecord) -> dict[str, Any]:
         "Kind": record.kind,
         "Epochs": epochs,
         "Seconds": None if seconds is None else f"{seconds:,.1f}",
+        ENERGY_COLUMN: None if (joules := record.result.get("energy_j")) is None else f"{joules:,.0f}",
         "Images/s (median)": f"{statistics.median(speeds):,.0f}" if speeds else None,
         "Teacher forwards": _whole(record.result.get("teacher_forwards")),
         "Saved by the cache": _whole(record.result.get("teacher_forwards_saved")),

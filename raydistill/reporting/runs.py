@@ -12,7 +12,7 @@ import pandas as pd
 
 from raydistill.errors import DataError
 from raydistill.evaluation.card_files import CARD, CORRELATION, DOWNSTREAM, PANELS
-from raydistill.evaluation.downstream import STUDENT
+from raydistill.evaluation.downstream import FRESH, STUDENT
 from raydistill.evaluation.panels import Panels
 from raydistill.reporting.predictions import rightness
 from raydistill.reporting.reading import Metrics, json_lines, json_object, mapping, read, section, yaml_object
@@ -103,12 +103,14 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
 
 
 def _whole_card(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the report card, and in it what the student was worth for other tasks."""
+    """Return the report card, and in it what the student, and random weights in its place, were worth elsewhere."""
     none: dict[str, dict[str, Any]] = {}
     card = dict(read(path / CARD, _card, otherwise=none))
     for name in DOWNSTREAM:
-        if added := read(path / name, _card, otherwise=none).get(STUDENT):
-            card.setdefault(STUDENT, {}).update(added)
+        found = read(path / name, _card, otherwise=none)
+        for role in (STUDENT, FRESH):
+            if added := found.get(role):
+                card.setdefault(role, {}).update(added)
     return card
 
 

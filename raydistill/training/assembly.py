@@ -25,6 +25,7 @@ from raydistill.training.agreement import Agreement
 from raydistill.training.average import AveragedStudent
 from raydistill.training.compiling import compile_student
 from raydistill.training.distiller import Distiller
+from raydistill.training.energy import Energy, energy_on
 from raydistill.training.feeding import STUDENT, TEACHER, Feeder, Supply
 from raydistill.training.material import Material
 from raydistill.training.mutual import MutualDistiller
@@ -113,6 +114,7 @@ def assemble(
         average=average,
         scaler=build_scaler(optimizer, device) if train.precision == "fp16" else None,
         probe=probe,
+        energy=energy_on(device) if rank == 0 else Energy(),
     )
 
 

@@ -45,6 +45,7 @@ def state_of(session: Session) -> State:
         "history": list(session.history),
         "teacher_forwards": [teacher.forwards for teacher in session.sources],
         "seconds": session.seconds,
+        "energy_j": session.energy.joules,
         "phases": session.phases.seconds(),
         **optional_state(session),
         **(stages if session.stages else {}),
@@ -130,6 +131,7 @@ def restore(session: Session, state: State, origin: Path) -> None:
         session.stage_records, session.stage_optimizer = stages["records"], stages["optimizer"]
         session.under_way = state.get("under_way")
         session.seconds_before = state.get("seconds", 0.0)
+        session.energy.restart(state.get("energy_j"))
         session.phases.restart(state.get("phases"))
         for teacher, forwards in zip(session.sources, state.get("teacher_forwards", ()), strict=False):
             teacher.forwards = forwards

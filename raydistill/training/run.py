@@ -12,6 +12,7 @@ from raydistill.errors import DataError
 from raydistill.evaluation.collapse import collapse_warnings
 from raydistill.evaluation.proportion import history_warnings
 from raydistill.models.weights import save_weights
+from raydistill.training.energy import ENERGY
 from raydistill.training.events import EventLog
 from raydistill.training.keeping import Keeper
 from raydistill.training.loop import fit, measure_top1
@@ -45,15 +46,13 @@ def run(
     """
     writes = session.rank == 0
     if writes:
-        if session.placement is not None:
-            folder.note_environment(cache_read=asdict(session.placement))
-        if session.probe is not None:
-            folder.note_environment(precision=asdict(session.probe))
+        _note_environment(session, folder)
         folder.write_history(session.history)
         folder.write_pretraining(session.stage_records)
     with EventLog(folder.path, enabled=writes) as events:
 
         def report(metrics: Metrics, session: Session) -> None:
+            metrics = metrics | energy_of(session, *session.stage_records, *session.history)
             session.history.append(metrics)
             if writes:
                 folder.write_history(session.history)
@@ -64,6 +63,7 @@ def run(
             after_epoch(metrics, session)
 
         def report_stage(record: Record, session: Session) -> None:
+            record |= energy_of(session, *session.stage_records)
             if writes:
                 folder.write_pretraining(session.stage_records)
                 events.write(record)
@@ -84,8 +84,24 @@ def run(
                 **result_of(session),
                 **(test_top1(session) if final else {}),
                 "seconds": session.seconds,
+                **energy_of(session),
             }
         )
+
+
+def _note_environment(session: Session, folder: RunFolder) -> None:
+    if session.placement is not None:
+        folder.note_environment(cache_read=asdict(session.placement))
+    if session.probe is not None:
+        folder.note_environment(precision=asdict(session.probe))
+    if session.energy.counters:
+        folder.note_environment(energy=[counter.name for counter in session.energy.counters])
+
+
+def energy_of(session: Session, *before: Metrics) -> Metrics:
+    """Return a session's joules, without those of the epochs ``before``; nothing where they are not known."""
+    joules = session.energy.joules
+    return {} if joules is None else {ENERGY: joules - sum(epoch.get(ENERGY, 0.0) for epoch in before)}
 
 
 def _advise(session: Session, folder: RunFolder) -> None:

@@ -21,6 +21,7 @@ from raydistill.teachers.source import CachedTeacher, LiveTeacher
 from raydistill.training.agreement import Agreement
 from raydistill.training.average import AveragedStudent
 from raydistill.training.distiller import Distiller
+from raydistill.training.energy import Energy
 from raydistill.training.feeding import STUDENT, TEACHER, Batch, Feeder
 from raydistill.training.phases import TEACHER as TEACHER_PHASE
 from raydistill.training.phases import Phases
@@ -42,6 +43,7 @@ class Session:
     measured to be faster, each where the experiment asks for it.
     ``under_way`` says how far an epoch is that a checkpoint cuts, and is taken by the first epoch after a start from
     it; ``seconds_before`` is the time that the run had taken until then, ``started`` this process's clock at the start.
+    ``energy`` adds up what the first process's machine tells.
     """
 
     experiment: Experiment
@@ -67,6 +69,7 @@ class Session:
     scaler: torch.amp.GradScaler | None = None
     probe: Probe | None = None
     under_way: Mapping[str, Any] | None = None
+    energy: Energy = field(default_factory=Energy)
     seconds_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
@@ -155,6 +158,7 @@ class Session:
         batching = self.batching
         batches = self.feeder.feed(list(self.batches(epoch, start)), epoch, needs, following)
         for number, batch in enumerate(batches, start):
+            self.energy.look()
             yield replace(self._step(batch, epoch), shares=batching.shares(number))
 
     @property

@@ -163,6 +163,15 @@ def test_voc_is_read_with_its_difficult_objects(tmp_path: Path) -> None:
         boxes.training_and_test("voc", tmp_path / "nowhere", 3, download=False, seed=0)
 
 
+def test_voc07_trains_on_that_year_alone(tmp_path: Path) -> None:
+    for part in ("trainval", "test"):
+        write_voc(tmp_path, "2007", part)
+    train, test, classes = boxes.training_and_test("voc07", tmp_path, 3, download=False, seed=0)
+    assert (len(train), len(test), classes) == (1, 1, 20)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no VOCdevkit/VOC2012"):
+        boxes.training_and_test("voc", tmp_path, 3, download=False, seed=0)
+
+
 def test_coco_is_read_with_its_crowds_and_without_empty_images(tmp_path: Path) -> None:
     for part in ("train2017", "val2017"):
         (tmp_path / part).mkdir()

@@ -43,6 +43,14 @@ def test_it_tells_where_the_student_comes_from(distilled: Path, tmp_path: Path) 
     assert "| Training time (s) | 3.25 |" in card
 
 
+def test_energy_is_told_where_it_is_known(distilled: Path, tmp_path: Path) -> None:
+    assert "Energy" not in card_of(distilled, tmp_path / "unknown")
+    result = json.loads((distilled / "result.json").read_text())
+    run = shutil.copytree(distilled, tmp_path / "run")
+    (run / "result.json").write_text(json.dumps(result | {"energy_j": 1250.5}))
+    assert "| Energy (J) | 1,250.50 |" in card_of(run, tmp_path / "known")
+
+
 def test_it_is_honest_about_limits(distilled: Path, tmp_path: Path) -> None:
     card = card_of(distilled, tmp_path)
     assert "images of `digits` alone" in card

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,23 @@ def test_what_a_student_was_worth_for_other_tasks_stands_beside_the_published_va
     table = pivot(made, load_layout("crd-table5"))
     assert cell(table, "KD+AT", "mIoU")["mean"] == 37.0 and cell(table, "KD+AT", "mIoU")["published"] == 39.5
     assert cell(table, "KD+AT", "Pix. Acc.")["n"] == 0
+
+
+def test_layouts_show_what_a_run_spent() -> None:
+    layout = parse_layout("spent", LAYOUT.model_dump(exclude={"name", "metric"}) | {"metric": "energy_j"})
+    spent = [replace(each, result={**each.result, "energy_j": 500.0}) for each in runs([80.0, 81.0], "ce", "kd")]
+    assert cell(pivot(spent, layout), "KD", "A → B")["mean"] == 500.0
+    assert cell(pivot(runs([80.0], "ce", "kd"), layout), "KD", "A → B")["n"] == 0
+
+
+def test_random_weights_have_a_row_of_their_own_whatever_run_noted_them() -> None:
+    pair = {"teacher": "torchvision/resnet101", "student": "torchvision/resnet50"}
+    one, other = runs([75.0, 75.5], "ce", "cocord", card={"fresh": {"voc/detection_ap": 30.0}}, **pair)
+    unknown = run(74.0, "ce", "pkt", card={"fresh": {"voc/detection_ap": 90.0}}, **{**pair, "student": "resnet8"})
+    table = pivot([one, other, unknown], load_layout("cocord-table8"))
+    found = cell(table, "scratch", "VOC, AP")
+    assert (found["mean"], found["n"], found["published"], found["arrow"]) == (30.0, 2, 33.8, "")
+    assert any("no row has the methods ce + pkt" in note for note in table.notes)
 
 
 def test_notes_tell_source_and_setting_of_both_sides() -> None:

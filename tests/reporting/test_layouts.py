@@ -18,6 +18,7 @@ MEASURED = {
     *("parameters", "mult_adds", "latency_p50_ms"),
     *("detection_ap", "detection_ap50", "detection_ap75"),
     *("segmentation_miou", "segmentation_pixel_accuracy"),
+    *("memory_mb", "memory_share"),
 }
 
 PUBLISHED_IN_PLACE = {
@@ -90,7 +91,7 @@ def test_settings_are_keys_of_an_experiment(layout: Layout) -> None:
                 assert needs_a_file(wanted) or method_class(name).model_validate({field[0]: wanted})
             else:
                 assert key in {"student.model", "teacher.model", "train.epochs"}
-    assert {key for column in layout.columns for key in column.settings} <= {"teacher.layout"}
+    assert {key for column in layout.columns for key in column.settings} <= {"teacher.layout", "data.name"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -166,3 +167,13 @@ def test_bad_runs_leave_no_file(tmp_path: Path) -> None:
 def test_reading_runs_does_not_wait_for_matplotlib() -> None:
     code = "import sys, raydistill.reporting.page; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_energy_is_shown_where_a_machine_told_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 60.0)
+    page = write_report([run], tmp_path / "unknown.html").read_text("utf-8")
+    assert "Energy: not known on this machine." in page and "Energy (J)" not in page
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"energy_j": 12345.6}))
+    page = write_report([run, make_run(tmp_path / "other", 61.0)], tmp_path / "known.html").read_text("utf-8")
+    assert "Energy: not known" not in page and "Energy (J)" in page and "12,346" in page

@@ -35,7 +35,10 @@ def test_what_the_student_was_worth_for_other_tasks_is_part_of_its_card(tmp_path
         '{"student": {"voc/detection_ap": 50.0}, "fresh": {"voc/detection_ap": 30.0}, "settings": {}}'
     )
     (path / "segmentation.json").write_text('{"fresh": {"nyu_depth_v2/segmentation_miou": 10.0}}')
-    assert load_run(path).card == {"student": {"top1": 60.0, "voc/detection_ap": 50.0}}
+    assert load_run(path).card == {
+        "student": {"top1": 60.0, "voc/detection_ap": 50.0},
+        "fresh": {"voc/detection_ap": 30.0, "nyu_depth_v2/segmentation_miou": 10.0},
+    }
 
 
 def test_a_sweep_is_read_with_its_trials(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def without_times(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in record.items()
-        if name not in ("seconds", "images_per_s") and not name.startswith("time/")
+        if name not in ("seconds", "images_per_s", "energy_j") and not name.startswith("time/")
     }
 
 

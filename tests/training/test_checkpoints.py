@@ -35,7 +35,7 @@ from tests.training.sessions import session_of
 
 CPU = torch.device("cpu")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-TIMES = {"seconds", "images_per_s", "phases"}
+TIMES = {"seconds", "images_per_s", "phases", "energy_j"}
 EVERYTHING = CheckpointConfig(steps=4, keep=100)
 
 
