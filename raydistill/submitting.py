@@ -90,7 +90,7 @@ def _of_this_machine(command: str, experiment: Experiment) -> list[str]:
     """Say which paths mean another place where the job runs, whose folder is a temporary one of the head."""
     written = {"output": experiment.output, "cache.root": experiment.cache.root}
     paths = {**read_by(experiment), COMMANDS[command].writes: written[COMMANDS[command].writes]}
-    if experiment.backup is not None:
+    if experiment.backup is not None and COMMANDS[command].writes == "output":
         paths["backup"] = experiment.backup
     return [
         f"{key} = {path}: no absolute path, so it would lie in a temporary folder of the cluster's head; name one on "

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from raydistill.config import Experiment, load_experiment
 from raydistill.errors import ConfigError, DataError, RunError
 from raydistill.teachers.cache import store
-from raydistill.training.backup import copying, index, keeping, restoring
+from raydistill.training.backup import copying, keeping, restoring
 from raydistill.training.backup.copying import Copier, signatures
-from raydistill.training.backup.index import INDEX, OBJECTS, Index, Stored, read_index, travels
+from raydistill.training.backup.index import INDEX, OBJECTS, read_index, travels
 from raydistill.training.backup.restoring import pull, restore
 from raydistill.training.checkpoint_files import FILE, RECORD
 from raydistill.training.run_folder import RunFolder, claimed
@@ -284,57 +284,6 @@ def test_the_run_itself_mends_its_copy(tmp_path: Path, place: Path) -> None:
     assert restored(place, tmp_path / "back") == {"config.yaml": b"config", "metrics.jsonl": b"metrics"}
 
 
-def index_with(files: dict[str, Any], **more: Any) -> str:
-    """An index by somebody who can compute its checksum."""
-    listed = [(path, entry.get("object"), entry.get("bytes")) for path, entry in sorted(files.items())]
-    seal = xxhash.xxh3_128_hexdigest(json.dumps(listed).encode())
-    return json.dumps({"format": 1, "files": files, "xxh3": seal, **more})
-
-
-GOOD = {"object": xxhash.xxh3_128_hexdigest(b"config"), "bytes": 6}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            index_with({"config.yaml": GOOD, path: GOOD})
-            for path in ("../escaped", "/tmp/escaped", "a/../../b", "a//b")
-        ),
-        *(index_with({path: GOOD}) for path in ("", ".", "..", "x\0", "logs/ray_tune/tuner.pkl", ".ssh", "a\\..\\b")),
-        index_with({"a": GOOD, "a/b": GOOD}),
-        index_with({"a": GOOD | {"object": "../../secret"}}),
-        index_with({"a": GOOD | {"object": GOOD["object"].upper() + "/"}}),
-        index_with({"a": GOOD | {"bytes": 2**50}}),
-        index_with({"a": GOOD | {"bytes": -1}}),
-        index_with({"a": GOOD | {"bytes": "6"}}),
-        index_with({"a": GOOD | {"mode": 0o4755}}),
-        index_with({"a": GOOD}, xxh3="0" * 32),
-        index_with({"a": GOOD}, format=2),
-        index_with({f"{number}": GOOD for number in range(20)}),
-        "",
-        "[]",
-        "{",
-        "[" * 100_000,
-        "\x80",
-    ],
-)
-def test_an_index_of_a_stranger_writes_nothing_elsewhere(
-    tmp_path: Path, place: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "MOST_INDEX_BYTES", 1000)
-    (place / INDEX).write_text(text)
-    with nothing_written(tmp_path), pytest.raises(DataError, match=r"index.json: damaged: ") as caught:
-        restore(place, tmp_path / "back")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-
-
-def test_an_index_of_too_many_files_is_refused() -> None:
-    files = dict.fromkeys(map(str, range(index.MOST_FILES + 1)), Stored(object="0" * 32, bytes=0))
-    with pytest.raises(ValueError, match="at most 200000 items"):
-        Index.of(files)
-
-
 def test_what_has_no_room_is_not_begun(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(restoring.shutil, "disk_usage", lambda path: used._replace(free=12))  # type: ignore[attr-defined]
@@ -489,6 +438,17 @@ def test_a_run_that_left_nothing_leaves_no_copy(tmp_path: Path, quick: None) -> 
         shutil.rmtree(folder.path)
         raise DataError("images are wrong")
     assert not (tmp_path / "backups" / "digits").exists()
+    run_of(backed(tmp_path))
+
+
+def test_a_run_that_does_not_begin_copies_nothing(tmp_path: Path) -> None:
+    without = digits(tmp_path / "here")
+    with claimed(without.folder, resume=False) as folder:
+        folder.begin(without)
+        folder.succeed()
+    with pytest.raises(DataError), claim(backed(tmp_path)):  # in whose folder the one before still is
+        raise DataError("images are wrong")
+    assert read_index(tmp_path / "backups" / "digits") is None
     run_of(backed(tmp_path))
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from raydistill.training.run_folder import RunFolder, claimed
 from tests.commands import PATIENCE, Command
 from tests.conftest import digits
 from tests.faulty import Proxy, busy, cut_answer, cut_upload, dropped, faulty, lost_answer, silent, slow
-from tests.nodes import environment_of
+from tests.nodes import running_ray
 from tests.s3 import serving
 from tests.security.attacks import files_below
 from tests.training.test_backup import put, sealed, until
@@ -163,6 +162,20 @@ def test_damage_on_the_server_is_named(tmp_path: Path, run: Path, url: str) -> N
     assert not (tmp_path / "back").exists()
 
 
+def test_an_index_that_grows_while_it_is_read_is_read_again(
+    run: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Copier(run, store.location(url)).turn()
+    left = [7, 7, 0]
+
+    def cut(path: RemotePath, real: Any = RemotePath.read_bytes) -> bytes:
+        data: bytes = real(path)
+        return data[: len(data) - left.pop(0)]
+
+    monkeypatch.setattr(RemotePath, "read_bytes", cut)
+    assert read_index(store.location(url)) is not None
+
+
 def test_behind_fsspec_it_is_the_same(tmp_path: Path, run: Path) -> None:
     place = store.location(f"memory://runs/{time.time_ns()}")
     copier = Copier(run, place)
@@ -267,6 +280,16 @@ def test_who_was_taken_for_dead_writes_no_more(
     assert files_below(tmp_path / "back") == files_below(there.folder)
 
 
+ONE_NODE = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster()
+cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=200 * 2**20)
+print("RAY", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
 OFTEN = """
 from raydistill.training.backup import keeping
 keeping.EVERY_S = 0.2
@@ -310,11 +333,10 @@ def test_a_run_killed_in_the_middle_of_an_upload_goes_on_elsewhere_to_the_same_s
 ) -> None:
     sections: dict[str, Any] = {
         "data": {"name": "digits", "subset": 400, "validation": 0.2, "augment": {"crop": 1}},
-        "train": {"epochs": 8, "batch_size": 16, "checkpoint": {"steps": 7, "keep": 3}},
+        "train": {"epochs": 5, "batch_size": 16, "checkpoint": {"steps": 7, "keep": 3}},
         "scale": {"workers": 1, "cpus_per_worker": 1, "use_gpu": False},
     }
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
-        environment = environment_of(short)
+    with running_ray(ONE_NODE, tmp_path) as (_, environment):
         whole = Run(digits(tmp_path / "whole", **sections), environment)
         whole.start()
         whole.end()

@@ -12,6 +12,8 @@ run: a cut upload leaves an object that no index names. Nothing here imports tor
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -31,6 +33,8 @@ OBJECTS = "objects"
 MOST_FILES = 200_000
 MOST_INDEX_BYTES = 1 << 26
 _LARGEST = 2**40
+_READS, _BETWEEN_READS_S = 3, 0.1
+"""An index that is replaced between the request for its length and that for its bytes comes cut, but not each time."""
 _RAYS_STATE = "ray_"
 """With what the names of Ray's folders in ``logs/`` begin: pickles of one machine, which nothing goes on from."""
 
@@ -110,7 +114,14 @@ def read_index(place: Location) -> Index | None:
         DataError: if it is damaged, or lists what no copy of a run holds.
         StorageError: if the storage cannot be reached or refuses.
     """
-    path = place / INDEX
+    for _ in range(_READS - 1):
+        with suppress(DataError):
+            return _read_index(place / INDEX)
+        time.sleep(_BETWEEN_READS_S)
+    return _read_index(place / INDEX)
+
+
+def _read_index(path: Location) -> Index | None:
     try:
         size = store.size_of(path)
         if size is None:

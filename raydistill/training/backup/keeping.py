@@ -56,6 +56,8 @@ def kept(folder: RunFolder, url: str, *, resume: bool) -> Iterator[Backup]:
             if problem := backup.finish(INTERRUPTED_S):
                 _say(problem)
             raise
+        if resume and folder.succeeded:  # before this command, whose last copy may have failed
+            backup.begin()
         if problem := backup.finish():
             raise RunError(problem)
 
@@ -83,8 +85,6 @@ class Backup:
 
     def finish(self, patience: float | None = None) -> str | None:
         """Copy what is still missing, for at most ``patience`` seconds; return what stands against it, in one line."""
-        if self._thread is None and self._folder.succeeded:
-            self.begin()
         if self._thread is None:
             return None
         self._over.set()
