@@ -502,7 +502,7 @@ def test_a_storage_that_is_gone_for_a_while_costs_a_notice(tmp_path: Path, broke
 def test_a_last_copy_that_fails_is_one_line_and_resume_makes_it(tmp_path: Path, broken: Callable[[bool], None]) -> None:
     experiment = backed(tmp_path)
     broken(True)
-    with pytest.raises(RunError, match=r"digits: lies here as it should, but its copy .* --resume copies it") as caught:
+    with pytest.raises(RunError, match=r"digits: all of it is here, but its copy .* --resume copies it") as caught:
         run_of(experiment)
     assert "\n" not in str(caught.value)
     assert copied(tmp_path) is None

@@ -285,7 +285,7 @@ import sys
 from ray.cluster_utils import Cluster
 
 cluster = Cluster()
-cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=200 * 2**20)
+cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=200 * 2**20)
 print("RAY", cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
@@ -339,7 +339,6 @@ def test_a_run_killed_in_the_middle_of_an_upload_goes_on_elsewhere_to_the_same_s
     with running_ray(ONE_NODE, tmp_path) as (_, environment):
         whole = Run(digits(tmp_path / "whole", **sections), environment)
         whole.start()
-        whole.end()
         lost = Run(digits(tmp_path / "lost", backup=url, **sections), environment)
         proxy.expect(busy, "PUT", "objects", times=2)
         proxy.expect(cut_upload(50_000), "PUT", "objects", after=3, times=2, least=60_000)
@@ -359,6 +358,7 @@ def test_a_run_killed_in_the_middle_of_an_upload_goes_on_elsewhere_to_the_same_s
         resumed = Run(digits(tmp_path / "elsewhere", backup=url, **sections), environment)
         resumed.start("--resume")
         assert "taken from s3://" in resumed.end()
+        whole.end()
         attempts = RunFolder(resumed.experiment.folder).attempts()
         assert attempts[0] > 0, "it began anew"
         assert resumed.student == whole.student

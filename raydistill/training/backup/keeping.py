@@ -101,7 +101,7 @@ class Backup:
         if self._problem is None:
             return None
         return (
-            f"{self._folder.path}: lies here as it should, but its copy {self._copier.place} lacks the end "
+            f"{self._folder.path}: all of it is here, but its copy {self._copier.place} lacks the end "
             f"({self._problem}); the same command with --resume copies it"
         )
 

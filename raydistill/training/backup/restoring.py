@@ -108,6 +108,6 @@ def _content(place: Location, stored: Stored) -> bytes:
 
 def _damaged(path: Location, reason: str) -> _ObjectError:
     return _ObjectError(
-        f"{path}: damaged: {reason}; nothing was restored: --resume where the run's folder still is mends the copy, "
-        "or start the run anew under another name=..."
+        f"{path}: damaged: {reason}; nothing was restored. Where the run's folder still is, remove this object and "
+        "--resume, which mends the copy; else start the run anew under another name=..."
     )
