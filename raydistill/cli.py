@@ -257,6 +257,22 @@ def report(
 
 
 @app.command()
+def pull(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The copy that `backup` kept: s3://bucket/runs/NAME.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Where to put it; runs/NAME by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a run, sweep or teacher here from its copy, checked, to be looked at or gone on with."""
+    from raydistill.training.backup.restoring import pull as run
+
+    found, index = run(url, folder)
+    total = sum(stored.bytes for stored in index.files.values())
+    _finish({"run": str(found), "files": len(index.files), "bytes": total}, as_json)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
     format: Annotated[str, typer.Option("--format", help="safetensors, onnx or torch.")],

@@ -381,6 +381,10 @@ class Experiment(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output: PathText = "runs"
+    backup: Annotated[
+        PathText | None,
+        Field(description="where a copy of the run is kept while it grows, such as s3://bucket/runs"),
+    ] = None
     data: DataConfig
     teacher: TeacherConfig | None = None
     ensemble: Annotated[tuple[TeacherConfig, ...], Field(description="further teachers beside `teacher`")] = ()

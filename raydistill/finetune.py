@@ -13,7 +13,7 @@ from raydistill.data.names import DATA_SETS
 from raydistill.errors import ConfigError, DataError, RunError
 from raydistill.training.run_folder import CONFIG, RunFolder
 
-_KEPT = ("seed", "scale", "evaluate", "track")
+_KEPT = ("seed", "backup", "scale", "evaluate", "track")
 _OVERRIDABLE = ("data", "train", *_KEPT, "name", "output")
 _LINEAR = "linear_top1"
 
@@ -61,16 +61,16 @@ def finetune_run(
 def described(path: Path, overrides: Sequence[str], *, linear: bool = False) -> Experiment:
     """Return the experiment that trains a run's student on other data.
 
-    Of the run it keeps the network, ``scale``, ``evaluate``, ``track`` and the seed, each as far as it is not
-    overridden. ``train`` begins afresh, as rates and schedules are made for a length and a loss. So does ``data``,
+    Of the run it keeps the network, ``backup``, ``scale``, ``evaluate``, ``track`` and the seed, each as far as it is
+    not overridden. ``train`` begins afresh, as rates and schedules are made for a length and a loss. So does ``data``,
     augmentation included, but for what the student knows of its input: mean and deviation, and, where they are a
     choice, the size of the images and the modality. A data set whose images are stored in one size keeps that. The head
     is always fresh, also where classes are as many.
 
     Args:
         path: the run's folder.
-        overrides: ``key=value`` of ``data`` (its name at least), ``train``, ``scale``, ``evaluate``, ``track``,
-            ``seed``, ``name`` and ``output``.
+        overrides: ``key=value`` of ``data`` (its name at least), ``train``, ``backup``, ``scale``, ``evaluate``,
+            ``track``, ``seed``, ``name`` and ``output``.
         linear: train the head alone.
 
     Raises:

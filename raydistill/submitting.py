@@ -33,6 +33,8 @@ COMMANDS = {
     "tune": Command("output", ("--resume",)),
     "cache build": Command("cache.root", ()),
 }
+MAY_BE_REMOTE = ("cache.root", "backup")
+"""Keys of folders that may be URLs."""
 EXPERIMENT = "experiment.yaml"
 LOG_TRIES = 5
 """So often a log that breaks off is taken up again without a line of it having come."""
@@ -88,11 +90,13 @@ def _of_this_machine(command: str, experiment: Experiment) -> list[str]:
     """Say which paths mean another place where the job runs, whose folder is a temporary one of the head."""
     written = {"output": experiment.output, "cache.root": experiment.cache.root}
     paths = {**read_by(experiment), COMMANDS[command].writes: written[COMMANDS[command].writes]}
+    if experiment.backup is not None and COMMANDS[command].writes == "output":
+        paths["backup"] = experiment.backup
     return [
         f"{key} = {path}: no absolute path, so it would lie in a temporary folder of the cluster's head; name one on "
         f"storage that all nodes share, such as {key}=/shared/{Path(path).name}"
         for key, path in paths.items()
-        if not Path(path).is_absolute() and not (key == "cache.root" and "://" in path)
+        if not Path(path).is_absolute() and not (key in MAY_BE_REMOTE and "://" in path)
     ]
 
 

@@ -72,6 +72,7 @@ def written(folder: Path) -> set[str]:
         (["export", "nowhere", "--format", "torch"], "nowhere: no finished run"),
         (["export", "nowhere", "--format", "onx"], "did you mean 'onnx'"),
         (["export", "nowhere"], "--format"),
+        (["pull", "nowhere/run"], "nowhere/run: holds no copy of a run"),
         (["finetune", "nowhere", "data.name=digits"], "nowhere: no finished run"),
         (["finetune", "nowhere"], "name the new data"),
         (["cache", "verify", "nowhere"], "nowhere"),

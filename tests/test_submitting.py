@@ -147,6 +147,7 @@ def config(tmp_path: Path, teacher_weights: Path) -> str:
         (["CONFIG", "output=runs"], "output = runs: no absolute path"),
         (["CONFIG", "output=s3://bucket/runs"], "output = s3://bucket/runs: no absolute path"),
         (["CONFIG", "cache.root=cache"], "cache.root = cache: no absolute path"),
+        (["CONFIG", "backup=copies"], "backup = copies: no absolute path"),
         (
             ["CONFIG", "teacher.weights=runs/model.safetensors"],
             "weights = runs/model.safetensors: no absolute",
@@ -159,9 +160,9 @@ def test_what_would_go_wrong_there_is_told_here(config: str, words: list[str], s
 
 
 def test_a_file_alone_is_trained_and_urls_are_no_paths(config: str) -> None:
-    job = parse_job([config, "cache.root=s3://bucket/caches", "--resume"])
+    job = parse_job([config, "cache.root=s3://bucket/caches", "backup=s3://bucket/runs", "--resume"])
     assert job.entrypoint("python3") == f"python3 -m raydistill.cli train {EXPERIMENT} --resume"
-    build = parse_job(["cache", "build", config, "output=runs"])  # it writes no run
+    build = parse_job(["cache", "build", config, "output=runs", "backup=copies"])  # it writes no run
     assert build.entrypoint("python") == f"python -m raydistill.cli cache build {EXPERIMENT}"
 
 

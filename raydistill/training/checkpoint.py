@@ -19,13 +19,11 @@ from torch import Tensor
 from raydistill.errors import RunError, first_line
 from raydistill.files import write_atomically
 from raydistill.models.weights import refusal_of
+from raydistill.training.checkpoint_files import FILE, RECORD, check_seal
 from raydistill.training.optional import optional_state, restore_optional_state
 from raydistill.training.session import Session
 
 State = dict[str, Any]
-
-FILE = "state.pt"
-RECORD = "checkpoint.json"
 
 
 def state_of(session: Session) -> State:
@@ -108,11 +106,7 @@ def _compare(content: bytes, folder: Path) -> None:
     """Raise ``ValueError`` where a file is not what its record says; of old checkpoints there is none."""
     if not (folder / RECORD).exists():
         return
-    record = json.loads((folder / RECORD).read_text())
-    if len(content) != record["bytes"]:
-        raise ValueError(f"{FILE} has {len(content)} bytes instead of {record['bytes']}")
-    if xxhash.xxh3_128_hexdigest(content) != record["xxh3"]:
-        raise ValueError(f"{FILE} does not have the checksum in {RECORD}")
+    check_seal(json.loads((folder / RECORD).read_text()), len(content), xxhash.xxh3_128_hexdigest(content))
 
 
 def restore(session: Session, state: State, origin: Path) -> None:

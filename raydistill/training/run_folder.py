@@ -9,8 +9,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from raydistill.files import link_out_of, make_folders, open_lock, write_atomica
 SUCCESS = "_SUCCESS"
 CONFIG = "config.yaml"
 NOTICES = "notices.jsonl"
+PROGRESS = "progress.json"
 ATTEMPTS = "attempts.jsonl"
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
@@ -30,14 +31,40 @@ PACKAGES = ("raydistill", "torch", "torchvision", "ray", "numpy", "pandas", "pya
 
 
 @contextmanager
-def claimed(folder: Path, *, resume: bool) -> Iterator[RunFolder]:
-    """Give a run its folder for as long as the context lasts.
+def claimed(folder: Path, *, resume: bool, backup: str | None = None) -> Iterator[RunFolder]:
+    """Give a run its folder for as long as the context lasts, and its copy below the URL ``backup``.
 
     A folder that a living process writes to is refused, and so is one that holds anything but a run.
 
     Raises:
-        ConfigError: where the folder cannot be taken, or there is nothing to resume.
-        RunError: where the folder cannot be made.
+        ConfigError: where folder or copy cannot be taken, or there is nothing to resume.
+        InputError: where the copy is damaged, or its storage cannot be reached.
+        RunError: where the folder cannot be made, or at the end not be copied.
+    """
+    with locked_run(folder), ExitStack() as until_the_end:
+        run = RunFolder(folder)
+        if backup is not None:
+            from raydistill.training.backup.keeping import kept
+
+            run.begun = until_the_end.enter_context(kept(run, backup, resume=resume)).begin
+        holds_run = (folder / CONFIG).is_file()
+        if resume and not holds_run:
+            nor = "" if backup is None else f", nor in {backup}"
+            raise ConfigError(f"{folder}: there is no run to resume here{nor}; leave out --resume to start it")
+        if folder.exists() and not holds_run and any(folder.iterdir()):
+            raise ConfigError(f"{folder}: holds other files than a run's; give the run a folder of its own")
+        if resume and (link := link_out_of(folder)):
+            raise ConfigError(f"{link}: leads out of the run's folder, where a run writes nothing; remove the link")
+        yield run
+
+
+@contextmanager
+def locked_run(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, which need not be there.
+
+    Raises:
+        ConfigError: where another process holds it.
+        RunError: where it cannot be made.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,14 +76,7 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[RunFolder]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{folder}: another process is writing this run; give yours another name=...") from None
-        holds_run = (folder / CONFIG).is_file()
-        if resume and not holds_run:
-            raise ConfigError(f"{folder}: there is no run to resume here; leave out --resume to start it")
-        if folder.exists() and not holds_run and any(folder.iterdir()):
-            raise ConfigError(f"{folder}: holds other files than a run's; give the run a folder of its own")
-        if resume and (link := link_out_of(folder)):
-            raise ConfigError(f"{link}: leads out of the run's folder, where a run writes nothing; remove the link")
-        yield RunFolder(folder)
+        yield
 
 
 def _free_name(folder: Path) -> Path:
@@ -72,6 +92,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Nothing is written before ``begin``."""
         self.path = path
+        self.begun: Callable[[], None] = lambda: None
         self._start: dict[str, float] = {}
 
     @property
@@ -90,6 +111,7 @@ class RunFolder:
         make_folders(self.path / "logs", self.path / CHECKPOINTS)
         write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self.begun()
 
     def note_environment(self, **values: Any) -> None:
         """Add to ``environment.json`` what was found out after the run began."""
@@ -134,13 +156,13 @@ class RunFolder:
             marks = json.dumps({**self._start, "first_step": time.time()})
             write_atomically(self.path / "logs" / "startup.json", marks)
             self._start = {}
-        temporary = self.path / "logs" / "progress.json.tmp"
+        temporary = self.path / "logs" / f"{PROGRESS}.tmp"
         temporary.write_text(json.dumps(dict(values)))
-        temporary.replace(self.path / "logs" / "progress.json")
+        temporary.replace(self.path / "logs" / PROGRESS)
 
     def progress(self) -> dict[str, Any]:
         """Return the last word of ``write_progress``, or nothing."""
-        return dict(self._json("logs/progress.json"))
+        return dict(self._json(f"logs/{PROGRESS}"))
 
     def write_failure(self, kind: str, message: str) -> None:
         """Leave word of what went wrong."""

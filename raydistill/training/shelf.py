@@ -17,8 +17,8 @@ import torch
 from raydistill.errors import RunError
 from raydistill.files import TEMPORARY, make_folders, move_folder, temporary_name
 from raydistill.training.checkpoint import State, read_record, read_state, write_state
+from raydistill.training.checkpoint_files import PREFIX
 
-PREFIX = "checkpoint_"
 DAMAGED = "damaged_"
 METRIC = "val/top1"
 

@@ -58,9 +58,10 @@ def train(
         RunError: where the run failed.
     """
     check_trackers(experiment)
-    with claimed(folder or experiment.folder, resume=resume) as run_folder, EarlyWorkers() as early:
+    claim = claimed(folder or experiment.folder, resume=resume, backup=experiment.backup)
+    with claim as run_folder, EarlyWorkers() as early:
         if resume and run_folder.succeeded:
-            return run_folder.result()
+            return {**run_folder.result(), "run": str(run_folder.path)}
         marks = {"called": time.time()}
         starts = partial(_await_workers, experiment), partial(_start_early, experiment, early)
         arrays = prepare_while_ray_starts(experiment, marks, *starts)

@@ -24,7 +24,7 @@ KINDS: dict[str, str] = {
 LISTS = ("choice", "grid")
 WHOLE = ("randint", "int", "logint")
 LOGARITHMIC = ("loguniform", "qloguniform", "logint")
-SHARED = ("name", "output", "teacher", "ensemble", "cache", "scale", "evaluate", "track", "tune")
+SHARED = ("name", "output", "backup", "teacher", "ensemble", "cache", "scale", "evaluate", "track", "tune")
 """Sections that all trials of a sweep have in common, as they have one copy of images and teacher outputs."""
 NEVER = {"seed": "cannot be swept: tune.repeats trains the best configurations with several seeds"}
 SWEPT_OF_DATA = "data.augment."

@@ -43,11 +43,11 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
     _require_no_pauses_of_groups(experiment)
     check_trackers(experiment)
     earlier = earlier_trials(experiment)
-    with claimed(experiment.folder, resume=resume) as folder:
+    with claimed(experiment.folder, resume=resume, backup=experiment.backup) as folder:
         if resume:
             _require_the_same(experiment, folder)
         if resume and folder.succeeded and not _asks_for_more(experiment, folder):
-            return folder.result()
+            return {**folder.result(), "run": str(folder.path), "best_config": str(folder.path / "best.yaml")}
         if resume and _tune(experiment).scheduler.generation:
             raise ConfigError(
                 f"{folder.path}: a sweep by pbt cannot go on, as its trials took over from each other; "
@@ -93,7 +93,7 @@ def _require_the_same(experiment: Experiment, folder: RunFolder) -> None:
 
     def fixed(experiment: Experiment) -> dict[str, Any]:
         tune = {} if experiment.tune is None else experiment.tune.model_dump(exclude=MAY_CHANGE)
-        return flatten({**experiment.to_dict(), "output": None, "track": None, "tune": tune})
+        return flatten({**experiment.to_dict(), "output": None, "backup": None, "track": None, "tune": tune})
 
     before, now = fixed(load_experiment(folder.path / CONFIG)), fixed(experiment)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,50 +28,16 @@ from raydistill.teachers.cache.remote import RemotePath
 from raydistill.teachers.cache.shards import Place
 from raydistill.teachers.cache.verify import verify
 from raydistill.training.trainer import train
+from tests.s3 import request, serving
 from tests.teachers.conftest import SHARD_ROWS, Built
 
 BUCKET = "caches"
-# Before any Ray is started, whose workers take them over; on loopback nobody else looks at them.
-os.environ.update(AWS_ACCESS_KEY_ID="tester", AWS_SECRET_ACCESS_KEY="secret", AWS_EC2_METADATA_DISABLED="true")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """An S3 server on a free port of loopback, with one bucket: its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = Path(sys.executable).with_name("moto_server")
-    process = subprocess.Popen(
-        [str(program), "--host", "127.0.0.1", "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(port, process)
-        request(f"{url}/{BUCKET}", "PUT")
+    with serving(BUCKET) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the server ended"
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", port)):
-                return
-        time.sleep(0.05)
-    raise AssertionError("the server does not come up")
-
-
-def request(url: str, method: str, body: bytes = b"") -> None:
-    urllib.request.urlopen(
-        urllib.request.Request(url, method=method, data=body, headers={"Content-Type": "text/plain"}), timeout=10
-    ).close()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ from raydistill.config import CheckpointConfig, Experiment
 from raydistill.errors import RunError
 from raydistill.methods.registry import METHODS, method_class
 from raydistill.training.assembly import assemble
-from raydistill.training.checkpoint import FILE, RECORD, load_checkpoint, read_record, save_checkpoint, state_of
+from raydistill.training.checkpoint import load_checkpoint, read_record, save_checkpoint, state_of
+from raydistill.training.checkpoint_files import FILE, RECORD
 from raydistill.training.due import Due
 from raydistill.training.keeping import CheckpointKeeper, Keeper
 from raydistill.training.loop import fit

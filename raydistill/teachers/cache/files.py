@@ -40,11 +40,11 @@ def locked(folder: Location, *, wait: bool = True) -> Iterator[bool]:
         StorageError: if a remote storage refuses or cannot be reached.
     """
     if isinstance(folder, RemotePath):
-        turn = leased(folder, wait=wait, waiting=_say_waiting)
+        with leased(folder, wait=wait, waiting=_say_waiting) as lease:
+            yield lease is not None
     else:
-        turn = flocked(folder / LOCK, wait=wait, waiting=_say_waiting)
-    with turn as mine:
-        yield mine
+        with flocked(folder / LOCK, wait=wait, waiting=_say_waiting) as mine:
+            yield mine
 
 
 @contextlib.contextmanager

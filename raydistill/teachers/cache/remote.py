@@ -29,6 +29,8 @@ _CONNECT_SECONDS = 5
 _SILENT_SECONDS = 10
 _ATTEMPTS = 3
 _LONGEST = 200
+_ONE_REQUEST = 4 << 20
+"""Bytes up to which an object is surely sent to S3 in one request; larger ones may go in parts."""
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 _WHOLE_AT_ONCE = {"s3", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "cos"}
 """Schemes of object stores, where nobody sees an object before all of it is there."""
@@ -175,13 +177,15 @@ class RemotePath:
                 path.unlink(missing_ok=True)
 
     def _write(self, data: str | bytes | memoryview) -> None:
-        with self._translated(), self._files.open_output_stream(self._path) as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+        content = data.encode() if isinstance(data, str) else data
+        files, _ = self._storage(in_parts=len(content) > _ONE_REQUEST)
+        with self._translated(), files.open_output_stream(self._path) as file:
+            file.write(content)
 
-    def _storage(self) -> tuple[Any, str]:
+    def _storage(self, *, in_parts: bool = False) -> tuple[Any, str]:
         # Tests and notebooks change the environment of a living process.
         environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-        return _connect(self.root, self.query, environment)
+        return _connect(self.root, self.query, environment, in_parts)
 
     @property
     def _files(self) -> Any:
@@ -208,12 +212,17 @@ Location: TypeAlias = Path | RemotePath
 
 
 @lru_cache(maxsize=64)
-def _connect(root: str, query: str, environment: tuple[tuple[str, str], ...]) -> tuple[Any, str]:
-    """Return the file system and the path of ``root`` in it; ``environment`` is what the credentials are taken from."""
+def _connect(
+    root: str, query: str, environment: tuple[tuple[str, str], ...], in_parts: bool = False
+) -> tuple[Any, str]:
+    """Return the file system and the path of ``root`` in it; ``environment`` is what the credentials are taken from.
+
+    ``in_parts`` is for objects that go to S3 in several requests.
+    """
     del environment
     url = f"{root}?{query}" if query else root
     if root.startswith("s3://"):
-        return _connect_s3(url, query)
+        return _connect_s3(url, query, in_parts)
     if root.startswith("gs://") and "retry_limit_seconds" not in query:  # by itself it tries for a quarter of an hour
         url += f"{'&' if query else '?'}retry_limit_seconds={_CONNECT_SECONDS}"
     try:
@@ -230,7 +239,7 @@ def _connect(root: str, query: str, environment: tuple[tuple[str, str], ...]) ->
     return files, path
 
 
-def _connect_s3(url: str, query: str) -> tuple[Any, str]:
+def _connect_s3(url: str, query: str, in_parts: bool) -> tuple[Any, str]:
     path = url.partition("://")[2].partition("?")[0]
     bucket = path.partition("/")[0]
     if not bucket:
@@ -242,7 +251,9 @@ def _connect_s3(url: str, query: str) -> tuple[Any, str]:
             connect_timeout=_CONNECT_SECONDS,
             request_timeout=_SILENT_SECONDS,
             retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-            allow_delayed_open=True,  # one request for a small object instead of three
+            # One request for a small object instead of three. A large one whose upload could not be begun would be
+            # left there empty, as its stream, once closed, would send what it holds as a small object.
+            allow_delayed_open=not in_parts,
         )
         (found,) = files.get_file_info([bucket])
     except (OSError, pa.ArrowException) as error:
