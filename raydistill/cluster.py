@@ -74,6 +74,7 @@ def ensure_ray(**options: Any) -> None:
 
     Raises:
         ConfigError: where there is none at that address, it does not let this process in, or it lets in anybody.
+        RunError: where one of our own does not come up.
     """
     address = _address_to_join()
     on_loopback = not address or access.is_loopback(address)
@@ -95,7 +96,13 @@ def ensure_ray(**options: Any) -> None:
         access.keep_token_private()
         # Not the one that `ray start` noted down last, which may be gone, or somebody else's.
         own = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init(**{**_SILENT, **own, **options})
+        try:
+            ray.init(**{**_SILENT, **own, **options})
+        except Exception as error:  # Ray raises many kinds; each means that one of its processes could not go on
+            raise RunError(
+                f"Ray could not be started: {' '.join(str(error).split())[:300]} Its logs lie in "
+                f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs; on a busy machine, try again"
+            ) from error
 
 
 def _join(address: str, options: Mapping[str, Any]) -> None:
