@@ -80,7 +80,7 @@ def workloads(disk: Path, cache: Path) -> dict[str, Workload]:
 
 
 def teacher(num_classes: int, in_channels: int) -> Any:
-    """A teacher that takes a third of a second for a batch; its weights are the same in every process."""
+    """A teacher that takes a fifth of a second for a batch; its weights are the same in every process."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -113,12 +113,12 @@ def _network(num_classes: int, in_channels: int, width: int) -> Any:
 
 
 def _leave_teachers_line(network: Any, batch: tuple[Any, ...]) -> None:
-    _leave_line(len(batch[0]), seconds=0.35)
+    _leave_line(len(batch[0]), seconds=0.2)
 
 
 def _leave_students_line(network: Any, batch: tuple[Any, ...]) -> None:
     if network.training:
-        _leave_line(1, seconds=0.06)
+        _leave_line(1, seconds=0.05)
 
 
 def _leave_line(units: int, seconds: float) -> None:
