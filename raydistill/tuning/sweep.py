@@ -11,7 +11,7 @@ from typing import Any
 
 from raydistill.cluster import await_room
 from raydistill.config import Experiment, flatten, load_experiment
-from raydistill.errors import ConfigError, RunError
+from raydistill.errors import ConfigError, RunError, last_line
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
 from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
@@ -190,7 +190,7 @@ def _run_trials(experiment: Experiment, sweep: Sweep, agenda: Agenda, slots: int
     def trial(job: dict[str, Any]) -> None:
         run_trial(job, sweep)
 
-    ray_tune.Tuner(
+    tuner = ray_tune.Tuner(
         ray_tune.with_resources(trial, resources),
         tune_config=ray_tune.TuneConfig(
             metric=config.metric,
@@ -208,7 +208,11 @@ def _run_trials(experiment: Experiment, sweep: Sweep, agenda: Agenda, slots: int
             callbacks=[Leaving(leave)],
             failure_config=ray_tune.FailureConfig(max_failures=experiment.scale.max_failures),
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except Exception as error:  # Ray wraps what its callbacks raise, and raises many kinds itself
+        raise RunError(f"{root}: the sweep could not go on: {last_line(error)}; --resume tries again") from error
 
 
 def _longest(experiment: Experiment) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +97,41 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_decisions(
             command.start("--resume")
         command.finish()
         assert_same(command.found(), uninterrupted)
+
+
+def test_a_sweep_whose_disk_was_full_goes_on_to_the_same_decisions(
+    tmp_path: Path, small_disk: Path, uninterrupted: dict[str, pd.DataFrame]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+        command = Sweep(sweep(tmp_path).override({"output": str(small_disk)}), environment_of(short) | SOON_MISSED)
+        command.start()
+        command.until((command.run / "trials" / "0002" / "metrics.jsonl").exists)
+        fill(small_disk / "ballast")
+        _, complained = command.process.communicate(timeout=PATIENCE)
+        assert command.process.returncode == 1, complained
+        assert "Traceback" not in complained
+        assert "No space left" in complained.splitlines()[-1]
+        (small_disk / "ballast").unlink()
+        command.start("--resume")
+        command.finish()
+        assert_same(command.found(), uninterrupted)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(ballast: Path) -> None:
+    """Leave no byte free."""
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
 
 
 def test_a_sweep_outlives_a_trials_process_and_a_node(
