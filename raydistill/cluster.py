@@ -270,3 +270,8 @@ def quiet_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if not hasattr(handler, "baseFilename") and "File" not in type(handler).__name__:
             handler.setLevel(logging.CRITICAL)
+
+
+def quiet_tune() -> None:
+    """Leave out what Ray Tune says, with tracebacks, of trials that it begins again; we tell of them in a line."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ their folders, in the same order, and so comes to the same decisions.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -27,6 +28,7 @@ from ray.tune.search import Searcher
 
 from raydistill.config import Experiment
 from raydistill.errors import RunError
+from raydistill.training.run_folder import RunFolder
 from raydistill.tune_config import BudgetConfig, SchedulerConfig, TuneConfig
 from raydistill.tuning.agenda import Agenda
 from raydistill.tuning.population import EPOCH, Population
@@ -160,6 +162,8 @@ class Judge(TrialScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial whose process died is awaited again; where that happened too often, it is left."""
         if trial.should_recover():
+            with contextlib.suppress(RunError):  # for want of a word no sweep shall end
+                RunFolder(self._root).note(f"trial {trial.config['number']} was lost and begins again")
             self._reports.pop(trial.config["number"], None)
             self._turns.withdraw(trial.config["number"])
             return

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydistill.cluster import await_room
+from raydistill.cluster import await_room, quiet_tune
 from raydistill.config import Experiment, flatten, load_experiment
 from raydistill.errors import ConfigError, RunError, last_line
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
@@ -209,6 +209,7 @@ def _run_trials(experiment: Experiment, sweep: Sweep, agenda: Agenda, slots: int
             failure_config=ray_tune.FailureConfig(max_failures=experiment.scale.max_failures),
         ),
     )
+    quiet_tune()
     try:
         tuner.fit()
     except Exception as error:  # Ray wraps what its callbacks raise, and raises many kinds itself

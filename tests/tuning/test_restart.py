@@ -52,9 +52,12 @@ class Sweep(Command):
     def run(self) -> Path:
         return self.experiment.folder
 
-    def finish(self) -> None:
-        output = self.process.communicate(timeout=PATIENCE)
-        assert self.process.returncode == 0, output
+    def finish(self) -> str:
+        """Wait for the end; return what was said on stderr, in which nobody finds a traceback."""
+        said, complained = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0, (said, complained)
+        assert "Traceback" not in complained
+        return complained
 
     def found(self) -> dict[str, pd.DataFrame]:
         """The tables without times."""
@@ -142,5 +145,5 @@ def test_a_sweep_outlives_a_trials_process_and_a_node(
     os.kill(command.until(lambda: command.worker_of("0000")), signal.SIGKILL)
     nodes.kill(command.until(lambda: command.worker_of("0002") or command.worker_of("0003")))
     nodes.add()
-    command.finish()
+    assert "trial 0 was lost and begins again" in command.finish()
     assert_same(command.found(), uninterrupted)
