@@ -89,7 +89,7 @@ class Round:
     @property
     def struck(self) -> bool:
         """Whether the fault came before the command was over."""
-        return bool(self.happened)
+        return self.recovered_s is not None
 
     @property
     def survived(self) -> bool:
@@ -302,6 +302,8 @@ class UnderWay:
         one, code = self.one, self.started.process.returncode
         if code != -signal.SIGKILL or "killed driver" not in one.happened:
             one.unclean += unclean(self.started.said, code)
+        last = (self.started.said.strip().splitlines() or ["nothing said"])[-1]
+        one.happened.append(f"ended with code {code} ({last[:200]})")
         one.unclean += torn(self.output)
         if self.struck is None:
             self.began = now
@@ -379,7 +381,7 @@ def table(rounds: Sequence[Round]) -> list[str]:
 
 def _summed(command: str, fault: str, rounds: Sequence[Round]) -> str:
     struck = [one for one in rounds if one.struck]
-    times = [one.recovered_s for one in struck if one.recovered_s is not None]
+    times = [one.recovered_s or 0.0 for one in struck]
     return _row(
         [
             command,
