@@ -162,13 +162,16 @@ def main() -> None:
     if any(folder.iterdir()):
         parser.error(f"{folder} is not empty")
     adopt_orphans()
+    rounds: list[Round] = []
     with scene(folder) as place:
         try:
-            rounds = run(place, given.only, given.faults, given.seed, given.minutes)
-        finally:
+            for one in run(place, given.only, given.faults, given.seed, given.minutes):
+                rounds.append(one)
+                print(one, flush=True)
+        finally:  # an interrupt too
             end_all()
+            print("\n".join(table(rounds)))
     bad = [one for one in rounds if one.unclean or one.differences]
-    print("\n".join(table(rounds)))
     if bad:
         print(f"what these {len(bad)} rounds said is kept in {folder}")
     else:
@@ -182,8 +185,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def run(place: Scene, commands: Sequence[str], faults: Sequence[str], seed: int, minutes: float) -> list[Round]:
-    """Run undisturbed, then under faults until the time is over; each round is told as it ends."""
+def run(place: Scene, commands: Sequence[str], faults: Sequence[str], seed: int, minutes: float) -> Iterator[Round]:
+    """Run undisturbed, then under faults until the time is over; yield each round as it ends."""
     for fault, reason in place.lacking.items():
         if fault in faults:
             print(f"left out: {fault}: {reason}")
@@ -195,17 +198,14 @@ def run(place: Scene, commands: Sequence[str], faults: Sequence[str], seed: int,
         references[command] = undisturbed(place, command, loads[command])
         if command == "cache":
             shutil.copytree(place.disk / loads[command].output, cache)
-    rounds: list[Round] = []
     ends = time.monotonic() + 60 * minutes
     for number, (command, fault) in enumerate(turns(commands, faults, random.Random(seed)), 1):
         if time.monotonic() > ends:
             break
         chance = random.Random(f"{seed} {number}")
         one = Round(number, command, fault, chance.uniform(0, references[command].seconds))
-        rounds.append(one)
         disturbed(place, one, plan(fault, place, chance), loads[command], references[command])
-        print(one, flush=True)
-    return rounds
+        yield one
 
 
 def turns(commands: Sequence[str], faults: Sequence[str], chance: random.Random) -> Iterator[tuple[str, str]]:
