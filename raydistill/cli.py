@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raydistill.errors import CacheError, ConfigError, RaydistillError, did_you_mean
+from raydistill.errors import CacheError, ConfigError, RaydistillError, did_you_mean, last_line
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
@@ -33,6 +33,17 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             print("raydistill: interrupted; the same command with --resume goes on", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if not _is_rays(error):
+                raise
+            reason = f"Ray was lost: {last_line(error)}"
+            print(f"raydistill: {reason}; the same command goes on (train and tune: with --resume)", file=sys.stderr)
+            raise typer.Exit(RaydistillError.exit_code) from None
+
+
+def _is_rays(error: Exception) -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and isinstance(error, ray.exceptions.RayError)
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None)

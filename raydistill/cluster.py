@@ -97,8 +97,14 @@ def ensure_ray(**options: Any) -> None:
         access.keep_token_private()
         # Not the one that `ray start` noted down last, which may be gone, or somebody else's.
         own = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        with patient_start():
-            ray.init(**{**_SILENT, **own, **options})
+        try:
+            with patient_start():
+                ray.init(**{**_SILENT, **own, **options})
+        except Exception as error:  # Ray raises many kinds; each means that one of its processes could not go on
+            raise RunError(
+                f"Ray could not be started: {' '.join(str(error).split())[:300]} Its logs lie in "
+                f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs; on a busy machine, try again"
+            ) from error
 
 
 def _join(address: str, options: Mapping[str, Any]) -> None:
@@ -266,3 +272,8 @@ def quiet_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if not hasattr(handler, "baseFilename") and "File" not in type(handler).__name__:
             handler.setLevel(logging.CRITICAL)
+
+
+def quiet_tune() -> None:
+    """Leave out what Ray Tune says, with tracebacks, of trials that it begins again; we tell of them in a line."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

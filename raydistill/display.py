@@ -41,13 +41,13 @@ def say(text: str) -> None:
 def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolder], None]]:
     """Show a training run: a live line at a terminal, and one line for each finished epoch everywhere."""
     shown = shown_of_stages = warned = noticed = 0
-    phase, started, since = "", time.monotonic(), time.time()
+    phase, started = "", time.monotonic()
     line = Text(f"{experiment.name}: starting Ray and the workers ...")
     with Live(line, console=console, refresh_per_second=4, transient=True) as live:
 
         def watch(folder: RunFolder) -> None:
             nonlocal shown, shown_of_stages, warned, noticed, phase, started
-            noticed = say_notices(experiment, folder, since, noticed)
+            noticed = say_notices(experiment, folder, noticed)
             records = folder.pretraining()
             for record in records[shown_of_stages:]:
                 say(f"{experiment.name}: stage {record['stage']}, epoch {record['epoch']}  {_terms(record)}")
@@ -69,9 +69,9 @@ def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolde
         yield watch
 
 
-def say_notices(experiment: Experiment, folder: RunFolder, since: float, said: int) -> int:
+def say_notices(experiment: Experiment, folder: RunFolder, said: int) -> int:
     """Say the notices of a run beyond the first ``said`` ones; return how many have been said now."""
-    notices = folder.notices(since)
+    notices = folder.notices()
     for notice in notices[said:]:
         say(f"{experiment.name}: {notice}")
     return len(notices)

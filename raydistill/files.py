@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from raydistill.errors import RunError
 TEMPORARY = ".tmp"
 _LONGEST_PATH = 4000
 _LONGEST_NAME = 255
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def write_atomically(path: Path, data: str | bytes | memoryview) -> None:
@@ -47,6 +49,13 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         _sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether an error is, or comes from, a disk that is full or takes nothing more, and so from nothing else."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in _REFUSALS):
+        error = error.__cause__
+    return error is not None
 
 
 def temporary_name(name: str) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raydistill.errors import RunError
-
 START_S = 180.0
 LOOK_EVERY_S = 0.1
 
@@ -17,10 +15,8 @@ LOOK_EVERY_S = 0.1
 def patient_start() -> Iterator[None]:
     """Let a Ray that is started meanwhile take its time.
 
-    Ray counts 30 seconds between questions whether its node is there, so a question is held back until it is.
-
-    Raises:
-        RunError: where it does not come up even so.
+    Ray gives up 30 seconds after it first asked whether its node is there, so that question is held back until it is, or
+    ``START_S`` are over.
     """
     from ray._private import services
 
@@ -32,10 +28,7 @@ def patient_start() -> Iterator[None]:
                 return ask(*arguments)
             except RuntimeError:
                 if time.monotonic() > deadline:
-                    raise RunError(
-                        f"Ray's processes did not come up within {START_S:.0f} s: give this machine less to do, or see "
-                        "their logs in the folder session_latest/logs below RAY_TMPDIR, or /tmp/ray"
-                    ) from None
+                    raise
             time.sleep(LOOK_EVERY_S)
 
     services.get_node = ask_until_there

@@ -65,7 +65,7 @@ class _View:
         assert experiment.tune is not None
         self._experiment, self._config = experiment, experiment.tune
         self._sign = 1.0 if experiment.tune.mode == "max" else -1.0
-        self._noticed, self._since, self._looked = 0, time.time(), 0.0
+        self._noticed, self._looked = 0, 0.0
         self._over: dict[str, _Trial] = {}
         self._best: float | None = None
 
@@ -73,7 +73,7 @@ class _View:
         """Say what is new; return the table of trials, if there is one and it is time."""
         from raydistill.tuning.trial_folder import finalists_of, read_state, trials_of
 
-        self._noticed = say_notices(self._experiment, folder, self._since, self._noticed)
+        self._noticed = say_notices(self._experiment, folder, self._noticed)
         if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS and not folder.succeeded:
             return None
         self._looked = time.monotonic()

@@ -198,3 +198,20 @@ def test_a_cache_is_planned_listed_verified_exported_and_removed(
     assert shard.name in answer("verify", path, "--full", code=1)["problems"][0]
     answer("rm", path)
     assert not Path(path).exists()
+
+
+def test_a_ray_that_is_lost_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import RaySystemError
+    from typer.testing import CliRunner
+
+    from raydistill import cli
+
+    def examine() -> None:
+        raise RaySystemError("the raylet died")
+
+    monkeypatch.setattr("raydistill.doctor.examine", examine)
+    ended = CliRunner().invoke(cli.app, ["doctor"])
+    assert ended.exit_code == 1
+    (said,) = ended.stderr.splitlines()
+    assert said.startswith("raydistill: Ray was lost: ")
+    assert "the raylet died" in said

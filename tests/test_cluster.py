@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raydistill import cluster
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, RunError
 from tests.commands import PATIENCE
 from tests.conftest import TESTS
 from tests.nodes import Nodes
@@ -35,6 +35,18 @@ def test_nobody_else_reaches_it(first: str) -> None:
         check=True,
     )
     assert set(done.stdout.split()) == {"127.0.0.1"}
+
+
+def test_a_ray_that_does_not_come_up_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.\nSome of the raylet failed.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RunError, match=r"^Ray could not be started: The current .* raylet failed\. Its logs .*$"):
+        cluster.ensure_ray()
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head", "head:", "10.0.0.5:port"])

@@ -6,7 +6,6 @@ import pytest
 from ray._private import services
 
 from raydistill import patience
-from raydistill.errors import RunError
 from raydistill.patience import patient_start
 
 
@@ -26,12 +25,12 @@ def test_a_node_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -
     assert services.get_node is come_late
 
 
-def test_a_node_that_never_comes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(address: str, node: str) -> str:
         raise RuntimeError("No node info found")
 
     monkeypatch.setattr(services, "get_node", never)
     monkeypatch.setattr(patience, "START_S", 0.0)
-    with pytest.raises(RunError, match="did not come up within 0 s: give this machine less to do"), patient_start():
+    with pytest.raises(RuntimeError, match="No node info found"), patient_start():
         services.get_node("127.0.0.1:1", "node")
     assert services.get_node is never

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -94,6 +95,7 @@ class RunFolder:
         self.path = path
         self.begun: Callable[[], None] = lambda: None
         self._start: dict[str, float] = {}
+        self._noticed_before = 0
 
     @property
     def succeeded(self) -> bool:
@@ -109,6 +111,7 @@ class RunFolder:
             self.path.rename(_free_name(self.path))
         (self.path / SUCCESS).unlink(missing_ok=True)
         make_folders(self.path / "logs", self.path / CHECKPOINTS)
+        self._noticed_before = len(self._lines(f"logs/{NOTICES}"))
         write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         self.begun()
@@ -182,17 +185,16 @@ class RunFolder:
 
     def note(self, text: str) -> None:
         """Keep a line for the user in ``logs/notices.jsonl``."""
-        with (self.path / "logs" / NOTICES).open("a") as file:
-            file.write(json.dumps({"time": time.time(), "text": text}) + "\n")
+        _append(self.path / "logs" / NOTICES, {"time": time.time(), "text": text})
 
-    def notices(self, since: float = 0.0) -> list[str]:
-        """Return the lines of ``note``, from a time on."""
-        return [found["text"] for found in self._lines(f"logs/{NOTICES}") if found["time"] >= since]
+    def notices(self) -> list[str]:
+        """Return the lines of ``note``; where ``begin`` was called here, those since then."""
+        return [found["text"] for found in self._lines(f"logs/{NOTICES}")[self._noticed_before :]]
 
     def begin_attempt(self, step: int, workers: int) -> list[int]:
         """Note that workers begin at a step of the run; return the steps at which all attempts began."""
-        with (self.path / "logs" / ATTEMPTS).open("a") as file:
-            file.write(json.dumps({"time": time.time(), "pid": os.getpid(), "step": step, "workers": workers}) + "\n")
+        attempt = {"time": time.time(), "pid": os.getpid(), "step": step, "workers": workers}
+        _append(self.path / "logs" / ATTEMPTS, attempt)
         return self.attempts()
 
     def attempts(self) -> list[int]:
@@ -222,6 +224,23 @@ class RunFolder:
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         return _object(path, path.read_text()) if path.is_file() else {}
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to a file; where the disk has no room for all of it nothing, as half a line makes a file unreadable.
+
+    Raises:
+        RunError: with the path and the system's reason.
+    """
+    line = (json.dumps(dict(record)) + "\n").encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _object(path: Path, text: str) -> dict[str, Any]:

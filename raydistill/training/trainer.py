@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from raydistill.cluster import await_room, ensure_ray, joins_another, most_resources, object_store_bytes
 from raydistill.config import Experiment, parse_experiment
-from raydistill.errors import ConfigError, InputError, RunError, named_error
+from raydistill.errors import ConfigError, InputError, RunError, last_line, named_error
 from raydistill.reachable import require_reachable
 from raydistill.training.early import EarlyWorkers, quick_imports
 from raydistill.training.exhaustion import memory_advice
@@ -157,6 +157,10 @@ class Workers:
         except TrainingFailedError as error:
             _raise_failure(self.folder)
             raise RunError(_account(self.experiment, self.folder, error)) from error
+        except Exception as error:  # Ray's controller, or Ray itself, was lost
+            _raise_failure(self.folder)
+            reason = last_line(error)
+            raise RunError(f"{self.folder.path}: Ray could not go on: {reason}; --resume tries again") from error
         _raise_failure(self.folder)
 
 

@@ -7,6 +7,7 @@ their folders, in the same order, and so comes to the same decisions.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -26,9 +27,12 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from raydistill.config import Experiment
+from raydistill.errors import RunError
+from raydistill.training.run_folder import RunFolder
 from raydistill.tune_config import BudgetConfig, SchedulerConfig, TuneConfig
 from raydistill.tuning.agenda import Agenda
 from raydistill.tuning.population import EPOCH, Population
+from raydistill.tuning.trial import REFUSED
 from raydistill.tuning.trial_folder import TrialFolder
 from raydistill.tuning.turns import AsTheyCome, Turns
 
@@ -118,7 +122,13 @@ class Judge(TrialScheduler):  # type: ignore[misc]
         self._turns.begin(trial.config["number"])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
-        """Let a report go through that nothing hangs on; keep others until their turn has come."""
+        """Let a report go through that nothing hangs on; keep others until their turn has come.
+
+        Raises:
+            RunError: where the disk refused what the trial wrote.
+        """
+        if REFUSED in result:
+            raise RunError(str(result[REFUSED]))
         number, epoch = trial.config["number"], int(result[EPOCH])
         final = bool(result["final"])
         if not self._turns.matters(number, epoch, final=final) or not (final or trial.config["searching"]):
@@ -152,6 +162,8 @@ class Judge(TrialScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial whose process died is awaited again; where that happened too often, it is left."""
         if trial.should_recover():
+            with contextlib.suppress(RunError):  # for want of a word no sweep shall end
+                RunFolder(self._root).note(f"trial {trial.config['number']} was lost and begins again")
             self._reports.pop(trial.config["number"], None)
             self._turns.withdraw(trial.config["number"])
             return

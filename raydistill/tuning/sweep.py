@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydistill.cluster import await_room
+from raydistill.cluster import await_room, quiet_tune
 from raydistill.config import Experiment, flatten, load_experiment
-from raydistill.errors import ConfigError, RunError
+from raydistill.errors import ConfigError, RunError, last_line
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
 from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
@@ -196,7 +196,7 @@ def _run_trials(experiment: Experiment, sweep: Sweep, agenda: Agenda, slots: int
     def trial(job: dict[str, Any]) -> None:
         run_trial(job, sweep)
 
-    ray_tune.Tuner(
+    tuner = ray_tune.Tuner(
         ray_tune.with_resources(trial, resources),
         tune_config=ray_tune.TuneConfig(
             metric=config.metric,
@@ -214,7 +214,12 @@ def _run_trials(experiment: Experiment, sweep: Sweep, agenda: Agenda, slots: int
             callbacks=[Leaving(leave)],
             failure_config=ray_tune.FailureConfig(max_failures=experiment.scale.max_failures),
         ),
-    ).fit()
+    )
+    quiet_tune()
+    try:
+        tuner.fit()
+    except Exception as error:  # Ray wraps what its callbacks raise, and raises many kinds itself
+        raise RunError(f"{root}: the sweep could not go on: {last_line(error)}; --resume tries again") from error
 
 
 def _longest(experiment: Experiment) -> int:

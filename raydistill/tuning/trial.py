@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from raydistill.config import CheckpointConfig, Experiment, parse_experiment
-from raydistill.errors import DivergedError, InputError
+from raydistill.errors import DivergedError, InputError, first_line
+from raydistill.files import is_refusal
 from raydistill.tuning.agenda import Job
 from raydistill.tuning.descent import Descent
 from raydistill.tuning.space import configured
@@ -32,6 +33,8 @@ ATTEMPTS = 2
 CHECKPOINT_MINUTES = 1.0
 """What a trial that dies loses at most."""
 LETTING_GO_S = 30
+REFUSED = "refused"
+"""Key of a report that tells what the disk refused."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def run_trial(config: Mapping[str, Any], sweep: Sweep) -> None:
     """Run one job, or what is left of it. What goes wrong with it is told by its folder, and does not end the process.
 
     A failure is tried once more, from the last checkpoint, unless it lies in the values: those that do not fit, or with
-    which a loss becomes infinite.
+    which a loss becomes infinite. A disk that is full lies in no trial: the sweep is told, and ends.
     """
     from ray import tune as ray_tune
 
@@ -71,12 +74,24 @@ def run_trial(config: Mapping[str, Any], sweep: Sweep) -> None:
             descent.write(Path(left))
             ray_tune.report(told, checkpoint=ray_tune.Checkpoint.from_directory(left))
 
+    try:
+        _try(job, folder, sweep, report)
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        report({"epoch": len(folder.history()) + 1, REFUSED: first_line(error)}, True)
+
+
+def _try(job: Job, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
+    """Run a job as ``run_trial`` says."""
     folder.claim(job, _descent())
     for attempt in range(ATTEMPTS):
         try:
             _run(job, folder, sweep, report)
             return
         except Exception as error:
+            if is_refusal(error):
+                raise
             hopeless = isinstance(error, DivergedError | InputError)
             if hopeless or attempt + 1 == ATTEMPTS:
                 folder.mark("failed", _cause(error))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,44 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds other files"), claimed(tmp_path / "run", resume=False):
         raise AssertionError("a folder of something else was taken")
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.fixture
+def short_files() -> Iterator[None]:
+    """No file gets longer than 1000 bytes; what is written beyond is cut off, as on a disk that becomes full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("short_files")
+def test_what_a_full_disk_has_no_room_for_leaves_no_half_line(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "logs").mkdir()
+    noted, steps = [], []
+    with pytest.raises(RunError, match=r"notices\.jsonl: cannot be written: No space left"):
+        while True:
+            folder.note(f"notice {len(noted)}")
+            noted.append(f"notice {len(noted)}")
+    with pytest.raises(RunError, match=r"attempts\.jsonl: cannot be written: No space left"):
+        while True:
+            folder.begin_attempt(len(steps), 1)
+            steps.append(len(steps))
+    assert folder.notices() == noted != []
+    assert folder.attempts() == steps != []
+
+
+def test_notices_of_a_run_that_goes_on_are_told_apart_by_their_order_and_not_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claimed(tmp_path / "run", resume=False) as folder:
+        folder.begin(digits(tmp_path))
+        folder.note("first")
+        assert folder.notices() == ["first"]
+    monkeypatch.setattr("time.time", lambda: 1.0)  # the clock was set back
+    with claimed(tmp_path / "run", resume=True) as folder:
+        folder.begin(digits(tmp_path), resume=True)
+        RunFolder(folder.path).note("second")
+        assert folder.notices() == ["second"]
+        assert RunFolder(folder.path).notices() == ["first", "second"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,9 +52,12 @@ class Sweep(Command):
     def run(self) -> Path:
         return self.experiment.folder
 
-    def finish(self) -> None:
-        output = self.process.communicate(timeout=PATIENCE)
-        assert self.process.returncode == 0, output
+    def finish(self) -> str:
+        """Wait for the end; return what was said on stderr, in which nobody finds a traceback."""
+        said, complained = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0, (said, complained)
+        assert "Traceback" not in complained
+        return complained
 
     def found(self) -> dict[str, pd.DataFrame]:
         """The tables without times."""
@@ -102,6 +107,41 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_decisions(
         assert_same(command.found(), uninterrupted)
 
 
+def test_a_sweep_whose_disk_was_full_goes_on_to_the_same_decisions(
+    tmp_path: Path, small_disk: Path, uninterrupted: dict[str, pd.DataFrame]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+        command = Sweep(sweep(tmp_path).override({"output": str(small_disk)}), environment_of(short) | SOON_MISSED)
+        command.start()
+        command.until((command.run / "trials" / "0002" / "metrics.jsonl").exists)
+        fill(small_disk / "ballast")
+        _, complained = command.process.communicate(timeout=PATIENCE)
+        assert command.process.returncode == 1, complained
+        assert "Traceback" not in complained
+        assert "No space left" in complained.splitlines()[-1]
+        (small_disk / "ballast").unlink()
+        command.start("--resume")
+        command.finish()
+        assert_same(command.found(), uninterrupted)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(ballast: Path) -> None:
+    """Leave no byte free."""
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+
+
 def test_a_sweep_outlives_a_trials_process_and_a_node(
     tmp_path: Path, nodes: Nodes, uninterrupted: dict[str, pd.DataFrame]
 ) -> None:
@@ -110,5 +150,5 @@ def test_a_sweep_outlives_a_trials_process_and_a_node(
     os.kill(command.until(lambda: command.worker_of("0000")), signal.SIGKILL)
     nodes.kill(command.until(lambda: command.worker_of("0002") or command.worker_of("0003")))
     nodes.add()
-    command.finish()
+    assert "trial 0 was lost and begins again" in command.finish()
     assert_same(command.found(), uninterrupted)
