@@ -15,8 +15,8 @@ LOOK_EVERY_S = 0.1
 def patient_start() -> Iterator[None]:
     """Let a Ray that is started meanwhile take its time.
 
-    Ray gives up 30 seconds after it first asked whether its node is there, so that question is held back until it is, or
-    ``START_S`` are over.
+    Ray gives up 30 seconds after it first asked whether its node is there, so that question is held back until it is,
+    or ``START_S`` are over.
     """
     from ray._private import services
 
