@@ -24,13 +24,15 @@ os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "fal
 TESTS = Path(__file__).parent
 WHOLE_COMMANDS = {"test_cli.py", "test_demo.py", "test_sweep.py", "test_trainer.py"}
 """Files whose tests start commands, and so Rays, of their own."""
+LONG = {"test_kills.py", "test_machines.py", "test_restart.py"}
+"""Files with tests of many minutes: begun last, they would be waited for by one test process alone."""
 SHARED_RAY = re.compile(r"\bray_session\b|: Built\b")
 """The fixtures that need it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that need Ray, which take longest: the others fill what is left of the time."""
-    items.sort(key=lambda item: not _needs_ray(item.path))
+    """Begin with the tests that need Ray, then those that take longest; the others fill what is left of the time."""
+    items.sort(key=lambda item: (not _needs_ray(item.path), item.path.name not in LONG))
 
 
 @pytest.hookimpl(optionalhook=True)
