@@ -4,10 +4,11 @@
 
 It makes a Parquet set of JPEG images of 64 pixels, no two alike, out of pairs of Fashion-MNIST, and a teacher's cache.
 
-memory: `raydistill train` with a tiny student, which asks for images as fast as they come, for two epochs of all of
+memory: `raydistill train` with a tiny student, which asks for images as fast as they come, for three epochs of all of
 them. Every process of the run is looked at four times a second. The numbers are proportional set size (PSS: what a
 process has for itself, and its part of what it shares with others, such as Ray's object store) summed over the
-processes of a kind, the largest in each quarter of the steps. What a shard or a library maps of a file counts too.
+processes of a kind, the largest in each epoch with its validation. What a shard or a library maps of a file counts
+too. Memory is flat where an epoch holds no more than the one before, but for what allocators keep.
 
 speed: sessions and steps of a worker, in a process with one thread, on a subset from memory and from the disk:
 images/s, and how long a step waits for its data. The tiny student shows what the one reading task delivers at most,
@@ -43,8 +44,8 @@ from torch import nn
 FASHION = os.environ.get("RAYDISTILL_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
 SIDE, CLASSES, WIDTH = 64, 10, 512
 FILE_IMAGES, GROUP_IMAGES = 10_000, 1000
-SUBSET, EPOCHS, SPEED_EPOCHS = 4000, 2, 3
-GROWTH_MIB = 128  # after the first quarter, over all processes: what allocators may keep
+SUBSET, EPOCHS, SPEED_EPOCHS = 4000, 3, 3
+GROWTH_MIB = 128  # after the first epoch, over all processes: what allocators may keep
 WAIT_SHARE, RATIO = 0.05, 0.95
 SECONDS_BETWEEN_LOOKS = 0.25
 TINY = "streaming:student"
@@ -187,7 +188,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def measure_memory(folder: Path) -> dict[str, Any]:
-    """Train on all images; return the peaks of each kind of process, in MiB for each quarter of the run."""
+    """Train on all images; return the peaks of each kind of process, in MiB for each epoch."""
     command = [*COMMAND, "train", "experiment.yaml", "name=memory"]
     shutil.rmtree(folder / "runs" / "memory", ignore_errors=True)  # of an earlier call
     started = time.monotonic()
@@ -201,11 +202,11 @@ def measure_memory(folder: Path) -> dict[str, Any]:
 
 
 def watch(process: subprocess.Popen[bytes], run_folder: Path) -> dict[str, list[float]]:
-    """Look at a process and all below it until it ends: kind -> MiB in each quarter."""
-    peaks: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+    """Look at a process and all below it until it ends: kind -> MiB in each epoch."""
+    peaks: dict[str, list[float]] = defaultdict(lambda: [0.0] * EPOCHS)
     known: dict[int, str] = {}
     while process.poll() is None:
-        quarter = min(3, int(4 * done(run_folder)))
+        epoch = epoch_of(run_folder)
         now: dict[str, float] = defaultdict(float)
         for pid in (process.pid, *below(process.pid)):
             try:
@@ -217,7 +218,7 @@ def watch(process: subprocess.Popen[bytes], run_folder: Path) -> dict[str, list[
                 now[name] += memory["Pss"]
                 now[f"{name}, its own"] += memory["Pss_Anon"]
         for name, value in now.items():
-            peaks[name][quarter] = max(peaks[name][quarter], value)
+            peaks[name][epoch] = max(peaks[name][epoch], value)
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return dict(peaks)
 
@@ -233,13 +234,13 @@ def named(kind: str, before: str | None) -> str:
     return kind if kind in ("driver", "raylet") else "Ray's other processes"
 
 
-def done(run_folder: Path) -> float:
-    """Share of a run's steps that is done."""
+def epoch_of(run_folder: Path) -> int:
+    """The epoch that a run is in, whose validation belongs to it."""
     try:
         told = json.loads((run_folder / "logs" / "progress.json").read_text())
     except (OSError, ValueError):
-        return 0.0
-    return float((told["epoch"] + told["step"] / told["steps"]) / EPOCHS)
+        return 0
+    return min(EPOCHS - 1, int(told["epoch"]))
 
 
 def history(folder: Path, name: str) -> list[dict[str, float]]:
@@ -306,11 +307,11 @@ def show(found: dict[str, Any]) -> None:
         memory = found["memory"]
         rates = ", ".join(f"{rate:.0f}" for rate in memory["images_per_s"])
         print(f"\ntiny student, {EPOCHS} epochs in {memory['seconds']:.0f} s; images/s of each: {rates}")
-        print(f"{'PSS in MiB, most in each quarter':<38}" + "".join(f"{number:>8}" for number in (1, 2, 3, 4)))
+        print(f"{'PSS in MiB, most in each epoch':<38}" + "".join(f"{number:>8}" for number in range(1, EPOCHS + 1)))
         for kind, values in sorted(memory["peaks"].items(), key=lambda item: -max(item[1])):
             print(f"{kind:<38}" + "".join(f"{value:>8.0f}" for value in values))
         met = "met" if memory["growth"] <= GROWTH_MIB else "MISSED"
-        print(f"growth after the first quarter {memory['growth']:.0f} MiB, at most {GROWTH_MIB}: {met}")
+        print(f"growth after the first epoch {memory['growth']:.0f} MiB, at most {GROWTH_MIB}: {met}")
     if "speed" in found:
         show_speed(found["speed"])
 
