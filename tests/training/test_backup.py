@@ -544,3 +544,17 @@ def test_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             refused = command("pull", *arguments)
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
         assert told in refused.stderr
+
+
+def test_a_notice_that_the_disk_refuses_ends_no_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RunError("No space left on device")
+
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    monkeypatch.setattr(folder, "note", refuse)
+    backup = keeping.Backup(folder, tmp_path / "copy", lambda: None, own=True)
+    monkeypatch.setattr(backup._copier, "turn", refuse)
+    assert not backup._turn()
+    monkeypatch.undo()
+    assert backup._turn()

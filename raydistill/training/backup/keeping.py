@@ -137,7 +137,7 @@ class Backup:
         self._may_write()
 
     def _note(self, text: str) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(RunError):  # on a full disk, too, copying goes on
             self._folder.note(text)
 
 
