@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from raydistill.training.run_folder import RunFolder
 from raydistill.training.trainer import cpus_each, train, train_teacher
 from tests.conftest import digits, teaching
 from tests.data_room.files import write_folder
+from tests.disks import small_file_system
 from tests.training.sessions import without_times
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -182,12 +182,8 @@ class Killer:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 192 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_file_system(tmp_path / "small", "192k") as folder:
+        yield folder
 
 
 def test_a_full_disk_leaves_no_run_that_looks_whole(tmp_path: Path, small_disk: Path) -> None:

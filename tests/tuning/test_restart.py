@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from raydistill.config import Experiment
 from tests.commands import PATIENCE, Command
 from tests.conftest import digits
+from tests.disks import small_file_system
 from tests.nodes import SOON_MISSED, Nodes, environment_of
 
 pytestmark = pytest.mark.slow
@@ -127,12 +127,8 @@ def test_a_sweep_whose_disk_was_full_goes_on_to_the_same_decisions(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_file_system(tmp_path / "small", "64m") as folder:
+        yield folder
 
 
 def fill(ballast: Path) -> None:
