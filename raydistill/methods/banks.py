@@ -18,11 +18,6 @@ from raydistill.methods.collectives import gather_rows
 from raydistill.methods.contrast import unit
 from raydistill.methods.precision import at_least_float32, no_autocast
 
-WHOLE_BANK_RATIO = 20
-"""Scores with the whole bank are faster up to this ratio of its size to K; experiments/benchmarks/methods.py."""
-_BLOCK = 1 << 21
-"""Numbers that are read from the bank at a time."""
-
 BANK_SPACE: SearchSpace = {
     "temperature": {"loguniform": [0.02, 0.3]},
     "negatives": {"choice": [16, 64, 256, 1024, 4096]},
@@ -43,35 +38,11 @@ class Compared:
 
 
 def sampled_similarity(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    """<embedding, bank[index]>, each sample with rows of its own: [B, D], [M, D], [B, K] -> [B, K].
+    """<embedding, bank[index]>, each sample with rows of its own: [B, D], [M, D], [B, K] -> [B, K]."""
+    from raydistill.methods.sampled import sampled_products
 
-    The rows [B, K, D] are never laid out together: either all products with the bank are computed and those asked
-    for picked out, or the rows are read for a few samples at a time, and once more in the backward pass.
-    """
     with no_autocast(embedding):
-        embedding, bank = at_least_float32(embedding), at_least_float32(bank)
-        if len(bank) <= WHOLE_BANK_RATIO * index.shape[1]:
-            return (embedding @ bank.T).gather(1, index)
-        return read_similarity(embedding, bank, index)
-
-
-def read_similarity(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    """``sampled_similarity`` by reading the rows asked for, which pays where they are few among many."""
-    from torch.utils.checkpoint import checkpoint
-
-    samples = max(1, _BLOCK // (index.shape[1] * bank.shape[1]))
-    blocks = zip(torch.split(embedding, samples), torch.split(index, samples), strict=True)
-    return torch.cat(
-        [
-            checkpoint(_read_block, own, bank, rows, use_reentrant=False, preserve_rng_state=False)
-            for own, rows in blocks
-        ]
-    )
-
-
-def _read_block(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    rows = bank.index_select(0, index.flatten()).view(*index.shape, -1)
-    return torch.bmm(embedding[:, None], rows.mT)[:, 0]
+        return sampled_products(at_least_float32(embedding), at_least_float32(bank), index)
 
 
 class BankContrast(BaseModel):

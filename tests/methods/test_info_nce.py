@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import ConfigError
-from raydistill.methods import banks
-from raydistill.methods.banks import read_similarity
+from raydistill.methods import sampled
 from raydistill.methods.base import Step
 from raydistill.methods.crd import CRD
 from raydistill.methods.info_nce import InfoNCE
@@ -82,8 +81,8 @@ def test_rows_read_in_blocks_are_the_same_products(monkeypatch: pytest.MonkeyPat
     bank, index = torch.randn(400, 8, dtype=torch.float64), torch.randint(400, (5, 4))
     embedding = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     expected = (embedding[:, None] * bank[index]).sum(-1)
-    monkeypatch.setattr(banks, "_BLOCK", 2 * 4 * 8)
-    similarity = read_similarity(embedding, bank, index)
+    monkeypatch.setattr(sampled, "_BLOCK", 2 * 4 * 8)
+    similarity = sampled.sampled_products(embedding, bank, index)
     close(similarity, expected.detach())
     weights = torch.randn(5, 4, dtype=torch.float64)
     got, want = (torch.autograd.grad((value * weights).sum(), embedding)[0] for value in (similarity, expected))
