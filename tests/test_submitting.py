@@ -19,6 +19,7 @@ from raydistill.submitting import EXPERIMENT, pack, parse_job
 from tests.commands import PATIENCE
 from tests.conftest import digits, teaching
 from tests.nodes import running_ray
+from tests.s3 import free_port
 
 HEAD = """
 import os, sys
@@ -26,9 +27,10 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 cluster = Cluster()
-# Jobs are started through a port of the node's, which another Ray on this machine may hold already.
+# Both ports may be held already by another Ray on this machine.
 head = cluster.add_node(
-    num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_agent_listen_port=0,
+    num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
+    dashboard_port=int(os.environ["DASHBOARD_PORT"]), dashboard_agent_listen_port=0,
     object_store_memory=200 * 2**20, node_ip_address="127.0.0.1",
 )
 # As `ray start` does: jobs would else join any Ray that they find on this machine.
@@ -72,7 +74,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
     token.touch(mode=0o600)
     token.write_text("a" * 64)
     patient = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}  # it starts ten processes
-    more = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **patient}
+    more = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **patient, "DASHBOARD_PORT": str(free_port())}
     with running_ray(HEAD, tmp_path, **more) as (process, environment):
         assert process.stdout
         address = f"http://{process.stdout.readline().strip()}"
