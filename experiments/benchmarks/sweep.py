@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/sweep.py --part overhead [--trials 32] [--seconds 2] [--json]
     python experiments/benchmarks/sweep.py --part memory [--trials 16] [--images 70000] [--json]
-    python experiments/benchmarks/sweep.py --part compute [--seeds 0 1 2] [--epochs 27] [--folder FOLDER] [--json]
+    python experiments/benchmarks/sweep.py --part compute [--seeds 0 1 2] [--fresh 16] [--folder FOLDER] [--json]
 
 ``overhead``: trials of about two seconds each on two cores, two at a time, none stopped early; how all images that is,
 a calibration tells. The whole of ``raydistill.tune``, which starts Ray and imports torch, is to take at most 1.35 times
@@ -14,10 +14,12 @@ trials' files were written.
 The same sweep with a quarter of the images shows what of it is data.
 
 ``compute``: ASHA against the full grid, on Fashion-MNIST, with the same seeds and so the same trials, and the share of
-the grid's epochs that ASHA took. How far ASHA's choice is from the grid's best is told twice: by the runs of that one
-seed, and by what configurations are worth, which is their mean over the grids of all seeds. The best of 28 runs owes
-much to its seed, so the configuration that one grid would choose is held against the best mean, too. Sweeps that are
-finished are not repeated where ``--folder`` still has them, and one that was interrupted goes on.
+the grid's epochs that ASHA took. How far ASHA's choice is from the grid's best is told by the runs of that one seed,
+and by what configurations are worth, which is their mean over the grids of all seeds. The best of 28 runs owes much to
+its seed, so the configuration that one grid would choose is held against the best mean, too. What chose should not
+judge: with ``--fresh`` all configurations that were chosen are trained anew with so many further seeds, and compared
+seed by seed. Sweeps that are finished are not repeated where ``--folder`` still has them, and one that was interrupted
+goes on.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ WIDTH, SIDE, FEWER = 512, 32, 4
 AT_MOST_OF_DATA = 1.25
 
 REGRET, SHARE = 0.2, 0.25
+FRESH = 1000  # further seeds begin behind it
 GRID = {
     "methods.kd.weight": [0.3, 0.9, 3.0],
     "methods.kd.temperature": [2.0, 4.0, 8.0],
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument("--reduction", type=int, default=3, help="compute")
     parser.add_argument("--grace", type=int, default=2, help="compute: epochs that ASHA lets every trial have")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="compute")
+    parser.add_argument("--fresh", type=int, default=0, help="compute: how many further seeds judge what was chosen")
     parser.add_argument("--ema", type=float, help="compute: judge the students' averages, of this decay, everywhere")
     parser.add_argument("--folder", type=Path, help="compute: where the sweeps are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -366,13 +370,15 @@ def compute(options: argparse.Namespace, folder: str) -> tuple[Any, dict[str, An
         rows.append({**compared(seed, grid, asha), "foretold": foretold(grid, options)})
         print(row_of(rows[-1]), file=sys.stderr, flush=True)
     regret, share = (statistics.mean(row[name] for row in rows) for name in ("regret", "share"))
-    worth = of_configurations(rows)
+    found = of_configurations(rows)
+    fresh = judged_anew(found, rows[0]["values"], given, options.fresh) if options.fresh else None
     return show_compute, {
         "seeds": rows,
         "regret": regret,
         "share": share,
-        **worth,
-        "met": worth["asha_regret"] <= REGRET and share <= SHARE,
+        **found,
+        "fresh": fresh,
+        "met": (fresh or found)["asha_regret"] <= REGRET and share <= SHARE,
         "forwards": {
             "cached": forwards,
             "live": sum(row["seen"] for row in rows),
@@ -388,6 +394,7 @@ def compared(seed: int, grid: Mapping[str, Any], asha: Mapping[str, Any]) -> dic
     return {
         "seed": seed,
         "metrics": metrics,
+        "values": {name: trial["values"] for name, trial in grid["trials"].items()},
         "choice": asha["best_trial"],
         "best": max(metrics.values()),
         "chosen": metrics[asha["best_trial"]],
@@ -415,7 +422,23 @@ def of_configurations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     lost = {who: [max(worth.values()) - worth[name] for name in names] for who, names in choices.items()}
     means = {f"{who}_regret": statistics.mean(values) for who, values in lost.items()}
-    return {"worth": worth, "lost": lost, **means}
+    return {"worth": worth, "choices": choices, "lost": lost, **means}
+
+
+def judged_anew(
+    found: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any], seeds: int
+) -> dict[str, Any]:
+    """Train what was chosen with seeds that chose nothing; the best mean's metric less choices', seed by seed."""
+    best = max(found["worth"], key=found["worth"].__getitem__)
+    chosen = {best, *found["choices"]["asha"], *found["choices"]["grid"]}
+    metrics = {name: stage("repeated", **given, values=values[name], seeds=seeds) for name in sorted(chosen)}
+    short = {name: [a - b for a, b in zip(metrics[best], metrics[name], strict=True)] for name in metrics}
+    told: dict[str, Any] = {"best": best, "metrics": metrics}
+    for who, names in found["choices"].items():
+        of_seeds = [statistics.mean(of_names) for of_names in zip(*(short[name] for name in names), strict=True)]
+        told[f"{who}_regret"] = statistics.mean(of_seeds)
+        told[f"{who}_error"] = statistics.stdev(of_seeds) / seeds**0.5
+    return told
 
 
 def foretold(grid: Mapping[str, Any], options: argparse.Namespace) -> dict[int, float]:
@@ -454,9 +477,14 @@ def show_compute(found: Mapping[str, Any]) -> None:
     for row, grid, asha in zip(found["seeds"], found["lost"]["grid"], found["lost"]["asha"], strict=True):
         print(f"{row['seed']:>4}{grid:>12.2f}{asha:>12.2f}")
     print(
-        f"mean{found['grid_regret']:>12.2f}{found['asha_regret']:>12.2f}, for {found['share']:.1%} of the epochs;",
-        end=" ",
+        f"mean{found['grid_regret']:>12.2f}{found['asha_regret']:>12.2f}, for {found['share']:.1%} of the epochs",
     )
+    if fresh := found["fresh"]:
+        for name, metrics in fresh["metrics"].items():
+            spread = statistics.stdev(metrics)
+            print(f"{len(metrics)} fresh seeds of {name}: {statistics.mean(metrics):.2f}, each run +- {spread:.2f}")
+        grid, asha = (f"{fresh[f'{who}_regret']:.2f} +- {fresh[f'{who}_error']:.2f}" for who in ("grid", "asha"))
+        print(f"by these {fresh['best']}, the best mean, is above one grid's choice by {grid}, above ASHA's by {asha}")
     print(f"wanted {REGRET} for {SHARE:.0%}: {'met' if found['met'] else 'MISSED'}")
     for row in found["seeds"]:
         told = ", ".join(f"{value:.2f} after {rung} epochs" for rung, value in row["foretold"].items())
@@ -542,6 +570,43 @@ def swept(
     }
 
 
+def repeated(
+    *,
+    root: str,
+    folder: str,
+    images: int,
+    epochs: int,
+    ema: float | None,
+    reduction: int,
+    grace: int,
+    values: Mapping[str, float],
+    seeds: int,
+) -> list[float]:
+    """Train one configuration with so many seeds that no grid had, by a sweep that repeats its only finalist."""
+    import pandas as pd
+
+    import raydistill
+    from raydistill.config import parse_experiment
+    from raydistill.training.run_folder import CONFIG
+
+    told = "-".join(f"{value:g}" for value in values.values()) or "as-it-stands"
+    name = f"fresh-{told}-{images}-{epochs}-{seeds}" + ("" if ema is None else f"-ema{ema}")
+    described = parse_experiment({"name": name, "seed": FRESH, **distilled(root, folder, images, epochs, ema)})
+    described = described.override(dict(values))
+    own = described.methods["kd"].weight
+    tune = {
+        "samples": 1,
+        "concurrent": SLOTS,
+        "scheduler": {"name": "none"},
+        "repeats": seeds,
+        "finalists": 1,
+        "space": {"methods.kd.weight": {"grid": [own]}},
+    }
+    experiment = parse_experiment({**described.to_dict(), "tune": tune})
+    raydistill.tune(experiment, resume=(experiment.folder / CONFIG).is_file())
+    return list(pd.read_csv(experiment.folder / "finalists.csv").sort_values("seed")["val/top1"])
+
+
 PARTS = {"overhead": overhead, "memory": memory, "compute": compute}
 STAGES = {
     "calibrate": calibrate,
@@ -551,6 +616,7 @@ STAGES = {
     "torch": torch_alone,
     "cache": cached,
     "sweep": swept,
+    "repeated": repeated,
 }
 
 if __name__ == "__main__":
