@@ -227,11 +227,7 @@ def named(kind: str, before: str | None) -> str:
     """Return what a process is called here: one that ever read or trained stays that between its tasks."""
     if "MapBatches" in kind or "_read" in kind:
         return "reading tasks"
-    if "TrainWorker" in kind:
-        return "worker"
-    if before is not None:
-        return before
-    return kind if kind in ("driver", "raylet") else "Ray's other processes"
+    return before if kind == "IDLE" and before is not None else kind
 
 
 def epoch_of(run_folder: Path) -> int:
