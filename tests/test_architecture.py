@@ -73,6 +73,13 @@ def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_commands_are_imported_by_the_command_line_alone(path: Path) -> None:
+    if name_of(path) == "cli.py" or name_of(path).startswith("commands/"):
+        return
+    assert not [module for module in imports(path) if module.startswith(("raydistill.cli", "raydistill.commands"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_ray_is_imported_in_few_places(path: Path) -> None:
     uses = any(module.split(".")[0] == "ray" for module in imports(path))
     assert not uses or name_of(path) in RAY_MAY_BE_IMPORTED_BY

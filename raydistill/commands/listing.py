@@ -1,0 +1,57 @@
+"""Commands that tell what there is: list, doctor."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raydistill.commands.answers import finish
+from raydistill.commands.options import Json
+from raydistill.errors import ConfigError, did_you_mean
+
+
+def list_names(
+    kind: Annotated[str, typer.Argument(help="methods, models, datasets, protocols or layouts")],
+    method: Annotated[str | None, typer.Argument(help="a method, to be told all about it")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the names that an experiment or `compare` can use, or tell all about one method."""
+    from raydistill.catalogue import KINDS, NOTES
+
+    if method is not None:
+        _tell_method(kind, method, as_json)
+        return
+    if kind not in KINDS:
+        raise ConfigError(f"cannot list '{kind}'{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
+    names = KINDS[kind]()
+    for name, about in names.items():
+        print(f"{name:<24}{about}".rstrip())
+    if kind in NOTES:
+        print(NOTES[kind])
+    finish({"names": list(names)}, as_json, printed=True)
+
+
+def _tell_method(kind: str, name: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from raydistill.methods.describe import describe, lines
+
+    if kind != "methods":
+        raise ConfigError(f"list {kind} {name}: only methods can be told about one by one")
+    about = describe(name)
+    print("\n".join(lines(about)))
+    finish(asdict(about), as_json, printed=True)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check the installation, devices, Ray, who can reach it, and the disk."""
+    from raydistill.doctor import examine
+
+    checks = examine()
+    for check in checks:
+        print(f"{'ok ' if check['ok'] else 'BAD'}  {check['name']}: {check['found']}")
+    passed = all(check["ok"] for check in checks)
+    finish({"ok": passed, "checks": checks}, as_json, printed=True)
+    if not passed:
+        raise typer.Exit(1)
