@@ -6,10 +6,10 @@ import os
 
 import typer
 
-from raydistill.commands import cache, listing, looking, moving, training
+from raydistill.commands import cache, init, listing, looking, moving, training
 from raydistill.commands.group import Commands
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=Commands, rich_markup_mode=None)
 
 
 @app.callback()
@@ -18,6 +18,7 @@ def _main() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, else tells of each start
 
 
+app.command()(init.init)
 app.command()(training.demo)
 app.command()(training.teacher)
 app.command()(training.train)
@@ -37,7 +38,7 @@ app.add_typer(cache.app, name="cache")
 
 def main() -> None:
     """Entry point of the ``raydistill`` command."""
-    app()
+    app(prog_name="raydistill")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from raydistill.methods.registry import METHODS
 PACKAGE = Path(__file__).parent.parent / "raydistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"errors", "lazy", "counter_rng", "files", "safe_yaml"}
+LEAVES = {"errors", "lazy", "counter_rng", "files", "progress", "safe_yaml"}
 ROOMS = {
     "models": LEAVES | {"models"},
     "methods": LEAVES | {"methods"},
@@ -22,6 +22,7 @@ ROOMS = {
 BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster", "section"}
 BELOW_TEACHERS |= {"tune_config", "evaluate_config", "protocol_names", "reachable"}
 ROOMS |= {
+    "starting": BELOW_TEACHERS | {"starting"},
     "teachers": BELOW_TEACHERS | {"teachers"},
     "evaluation": BELOW_TEACHERS | {"evaluation"},
     "training": BELOW_TEACHERS | {"teachers", "evaluation", "training"},

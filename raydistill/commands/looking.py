@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from raydistill.commands import completing
 from raydistill.commands.answers import finish
-from raydistill.commands.options import Json
+from raydistill.commands.options import Json, Quiet
 from raydistill.errors import ConfigError
 
 
@@ -17,10 +18,18 @@ def evaluate(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN... [key.path=value]...", help="Run folders, and values of evaluate.*.")
     ],
-    protocol: Annotated[list[str] | None, typer.Option(help="Measure this only, or all; may be repeated.")] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(autocompletion=completing.protocols, help="Measure this only, or all; may be repeated."),
+    ] = None,
     as_json: Json = False,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure students and their teachers on the test images; writes card.json into each run."""
+    """Measure students and their teachers on the test images; writes card.json into each run.
+
+    Example: raydistill eval runs/kd runs/alone --protocol top1 --protocol knn
+    """
     overrides = [text for text in runs if "=" in text and not Path(text).exists()]
     folders = [Path(text) for text in runs if text not in overrides]
     if not folders:
@@ -32,10 +41,13 @@ def evaluate(
             )
     from raydistill import display
     from raydistill.evaluation.card import examine_run, write_card
+    from raydistill.progress import part
 
     cards = {}
-    for run in folders:
-        card = examine_run(run, protocol or (), overrides=overrides, watch=display.say)
+    for number, run in enumerate(folders):
+        with display.working("eval") as progress:
+            share = part(progress, number / len(folders), (number + 1) / len(folders))
+            card = examine_run(run, protocol or (), overrides=overrides, progress=share)
         write_card(run, card)
         cards[str(run)] = card.values
         _print_card(str(run), card.values)
@@ -57,8 +69,13 @@ def judge(
     seeds: Annotated[int, typer.Option(help="How many runs there shall be of each, from the run's own seed on.")] = 3,
     output: Annotated[Path, typer.Option("--output", "-o", help="The report to write.")] = Path("report.html"),
     as_json: Json = False,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Say whether students are better than themselves trained alone; trains what is missing for that."""
+    """Say whether students are better than themselves trained alone; trains what is missing for that.
+
+    Example: raydistill judge runs/kd --seeds 3 --output report.html
+    """
     from raydistill.judge import judge_runs
 
     found = judge_runs(runs, seeds=seeds, output=output)
@@ -70,23 +87,40 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     as_json: Json = False,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Write one self-contained page about runs and sweeps."""
+    """Write one self-contained page about runs and sweeps.
+
+    Example: raydistill report runs/teacher runs/kd runs/sweep -o page.html
+    """
+    from raydistill import display
     from raydistill.reporting.page import write_report
 
-    finish({"report": str(write_report(runs, output))}, as_json)
+    with display.working("report") as progress:
+        page = write_report(runs, output, progress=progress)
+    finish({"report": str(page)}, as_json)
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    layout: Annotated[str | None, typer.Option(help="A paper's table, of `raydistill list layouts`.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(autocompletion=completing.layouts, help="A paper's table, of `raydistill list layouts`."),
+    ] = None,
     form: Annotated[
         str | None, typer.Option("--format", help="markdown, latex, csv or json, not a terminal's.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write instead.")] = None,
     as_json: Json = False,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Compare runs over seeds: with the student alone, or in the shape of a paper's table."""
+    """Compare runs over seeds: with the student alone, or in the shape of a paper's table.
+
+    Example: raydistill compare runs/* --layout crd-table1 --format markdown
+    """
+    from raydistill import display
     from raydistill.files import make_folders, write_atomically
     from raydistill.reporting import rendering
     from raydistill.reporting.compare import pivot
@@ -95,7 +129,8 @@ def compare(
 
     shape = None if layout is None else load_layout(layout)
     chosen = rendering.chosen_format(form, output)
-    records = load_runs(runs)
+    with display.working("compare") as progress:
+        records = load_runs(runs, progress=progress)
     sheet = rendering.general(records) if shape is None else rendering.filled(pivot(records, shape))
     text = rendering.rendered(sheet, chosen)
     if output is not None:

@@ -10,7 +10,7 @@ import typer
 
 from raydistill.commands.answers import finish
 from raydistill.commands.group import INTERRUPTED
-from raydistill.commands.options import Json
+from raydistill.commands.options import Json, Quiet
 
 
 def submit(
@@ -27,13 +27,21 @@ def submit(
     python: Annotated[str, typer.Option(help="The cluster's interpreter.")] = "python",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once the job is accepted.")] = False,
     as_json: Json = False,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Run a command on a cluster; its log comes here, and its exit code. Ctrl-C leaves it running."""
+    """Run a command on a cluster; its log comes here, and its exit code. Ctrl-C leaves it running.
+
+    Example: raydistill submit train experiment.yaml output=/shared/runs --no-wait
+    """
     from raydistill import display
     from raydistill.submitting import Submitted, parse_job
 
-    submitted = Submitted(parse_job(words), address, python=python)
-    display.say(f"{submitted.id}: submitted. {submitted.advice}")
+    job = parse_job(words)
+    with display.working(f"submit to {address}") as progress:
+        progress(0.0, "the code is sent, and the job accepted, which a new head takes two minutes for")
+        submitted = Submitted(job, address, python=python)
+    display.tell(f"{submitted.id}: submitted. {submitted.advice}")
     code = None
     if not no_wait:
         try:
@@ -52,11 +60,18 @@ def pull(
         Path | None, typer.Argument(metavar="[FOLDER]", help="Where to put it; runs/NAME by default.")
     ] = None,
     as_json: Json = False,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Bring a run, sweep or teacher here from its copy, checked, to be looked at or gone on with."""
+    """Bring a run, sweep or teacher here from its copy, checked, to be looked at or gone on with.
+
+    Example: raydistill pull s3://bucket/runs/kd
+    """
+    from raydistill import display
     from raydistill.training.backup.restoring import pull as run
 
-    found, index = run(url, folder)
+    with display.working("pull") as progress:
+        found, index = run(url, folder, progress=progress)
     total = sum(stored.bytes for stored in index.files.values())
     finish({"run": str(found), "files": len(index.files), "bytes": total}, as_json)
 
@@ -71,11 +86,18 @@ def export(
         str | None, typer.Option("--quantise", help="int8: a second, quantised file, with what it costs (onnx).")
     ] = None,
     as_json: Json = False,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Write a run's student for deployment, compared with the student once loaded back, with a model card."""
+    """Write a run's student for deployment, compared with the student once loaded back, with a model card.
+
+    Example: raydistill export runs/kd --format onnx --quantise int8
+    """
+    from raydistill import display
     from raydistill.exporting.export import export_run
 
-    exported = export_run(run, format, output, quantised=quantise)
+    with display.working("export") as progress:
+        exported = export_run(run, format, output, quantised=quantise, progress=progress)
     print(
         f"{exported['path']}: {exported['bytes']:,} bytes, differs from the student by {exported['max_abs_diff']:.1e} "
         f"at most on {exported['compared_images']} images"

@@ -15,6 +15,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[key.path=value]...", help="Values to set instead of the file's."),
 ]
+
+
+def _hush(quiet: bool) -> bool:
+    from raydistill.manner import be_quiet
+
+    be_quiet(quiet)
+    return quiet
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", callback=_hush, help="No progress on stderr, only warnings and errors."),
+]
+"""Takes effect when it is read, so that commands need not hand it on."""
 Json = Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")]
 Address = Annotated[

@@ -8,11 +8,18 @@ from typing import Annotated
 import typer
 
 from raydistill.commands.answers import finish
-from raydistill.commands.options import Address, Config, Json, Overrides, Resume, join, load
+from raydistill.commands.options import Address, Config, Json, Overrides, Quiet, Resume, join, load
 
 
-def demo(as_json: Json = False, output: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs") -> None:
-    """Show the whole idea on embedded images: teacher, cache, sweep, best student, report. Takes minutes."""
+def demo(
+    as_json: Json = False,
+    output: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
+    quiet: Quiet = False,
+) -> None:
+    """Show the whole idea on embedded images: teacher, cache, sweep, best student, report. Takes minutes.
+
+    Example: raydistill demo --output runs
+    """
     from raydistill.demo import run_demo
 
     finish(run_demo(output), as_json)
@@ -24,8 +31,13 @@ def teacher(
     as_json: Json = False,
     resume: Resume = False,
     address: Address = None,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Train the experiment's teacher by cross entropy."""
+    """Train the experiment's teacher by cross entropy.
+
+    Example: raydistill teacher experiment.yaml teacher.train.epochs=20
+    """
     from raydistill import display
 
     experiment = load(config, overrides, address)
@@ -47,8 +59,12 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Record some steps with torch's profiler, in logs/profile of the run.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train one student."""
+    """Train one student.
+
+    Example: raydistill train experiment.yaml seed=1 train.epochs=30
+    """
     from raydistill import display
 
     experiment = load(config, overrides, address)
@@ -68,8 +84,13 @@ def tune(
     as_json: Json = False,
     resume: Resume = False,
     address: Address = None,
+    *,
+    quiet: Quiet = False,
 ) -> None:
-    """Sweep over the keys of `tune.space`; ends with the best configuration as a file."""
+    """Sweep over the keys of `tune.space`; ends with the best configuration as a file.
+
+    Example: raydistill tune experiment.yaml tune.samples=32
+    """
     from raydistill.sweep_display import sweep
 
     experiment = load(config, overrides, address)
@@ -97,8 +118,12 @@ def finetune(
     as_json: Json = False,
     resume: Resume = False,
     address: Address = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Train a student on other labelled data, from its weights on with a fresh head, and probe its features there."""
+    """Train a student on other labelled data, from its weights on with a fresh head, and probe its features there.
+
+    Example: raydistill finetune runs/kd data.name=image_folder data.root=photos --scratch
+    """
     join(address)
     from raydistill.finetune import finetune_run
     from raydistill.training.trainer import STUDENT_WEIGHTS
