@@ -95,7 +95,9 @@ def rank(
     progress(0.0, "reading the images")
     images = load_train(experiment.data.of_teacher)
     if images.labels is None:
-        raise DataError(f"data set '{experiment.data.name}' has no labels to rank teachers with")
+        raise DataError(
+            f"data set '{experiment.data.name}' has no labels to rank teachers with; compare two by `cache diff`"
+        )
     if int(images.labels.min()) == int(images.labels.max()):
         raise DataError(f"data set '{experiment.data.name}' has one class alone, which tells nothing of teachers")
     fingerprint, splits = images.fingerprint(), split_train(images, experiment.data)
@@ -135,7 +137,7 @@ def difference(
     progress(0.0, "reading both caches")
     one, other = TeacherCache.open(a), TeacherCache.open(b)
     if one.manifest.content.data != other.manifest.content.data:
-        raise CacheError(f"{a} and {b} are caches of different images, so they cannot be compared")
+        raise CacheError(f"{a} and {b} are caches of different images; build both with the same section 'data'")
     left, right = (_features(cache, output, one.ids) for cache in (one, other))
     if not 1 <= k < len(left):
         raise ConfigError(f"-k {k}: must be from 1 to {len(left) - 1}, one less than the images")

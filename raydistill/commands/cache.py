@@ -94,7 +94,7 @@ def verify(
 
     folder = location(path)
     if not folder.is_dir():
-        raise CacheError(f"{path}: no such folder")
+        raise CacheError(f"{path}: no such folder; `raydistill cache ls ROOT` lists the caches")
     with display.working("verify") as progress:
         problems = verify(folder, full=full, progress=progress)
     for problem in problems:

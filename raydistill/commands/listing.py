@@ -54,7 +54,7 @@ def _tell_method(kind: str, name: str, as_json: bool) -> None:
     from raydistill.methods.describe import describe, lines
 
     if kind != "methods":
-        raise ConfigError(f"list {kind} {name}: only methods can be told about one by one")
+        raise ConfigError(f"list {kind} {name}: only methods can be told about one by one; leave out {name}")
     about = describe(name)
     print("\n".join(lines(about)))
     finish(asdict(about), as_json, printed=True)

@@ -33,7 +33,7 @@ def evaluate(
     overrides = [text for text in runs if "=" in text and not Path(text).exists()]
     folders = [Path(text) for text in runs if text not in overrides]
     if not folders:
-        raise ConfigError("name the folder of a run to measure")
+        raise ConfigError("eval: name the folder of a run to measure, such as runs/kd")
     for run in folders:
         if (run / "manifest.json").is_file():
             raise ConfigError(

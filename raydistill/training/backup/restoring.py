@@ -81,7 +81,9 @@ def _fetch(place: Location, index: Index, folder: Path, progress: Progress) -> N
     make_folders(folder, *{(folder / path).parent for path in index.files})
     room, needed = shutil.disk_usage(folder).free, sum(stored.bytes for stored in index.files.values())
     if needed > room:
-        raise RunError(f"{folder.parent}: {needed} bytes are to come from {place}, but {room} are free")
+        raise RunError(
+            f"{folder.parent}: {needed} bytes are to come from {place}, but {room} are free; name a folder elsewhere"
+        )
 
     def fetch(item: tuple[str, Stored]) -> None:
         path, stored = item
