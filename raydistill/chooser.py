@@ -108,9 +108,9 @@ def rank(
         if cache.manifest.content.data.fingerprint != fingerprint:
             raise CacheError(f"{path}: not a cache of the images of this experiment's section 'data'")
         fitted, held_out = (
-            _Labelled(_features(cache, output, part.ids), part.labels)
-            for part in (splits.train, splits.validation)
-            if part.labels is not None
+            _Labelled(_features(cache, output, side.ids), side.labels)
+            for side in (splits.train, splits.validation)
+            if side.labels is not None
         )
         judging = part(progress, begun, begun + 0.9 / len(paths))
         candidates.append(_judge(cache, fitted, held_out, experiment, images.num_classes, progress=judging))

@@ -79,8 +79,12 @@ class Log:
 
 @contextmanager
 def redrawn(first: str) -> Iterator[Callable[[RenderableType], None]]:
-    """Give a function that draws something in the place of what it drew before; it goes at the end."""
+    """Give a function that draws something in the place of what it drew before; it goes at the end.
+
+    Where nothing can be redrawn, the ``first`` line alone is told.
+    """
     if not redraws():
+        tell(first)
         yield lambda drawn: None
         return
     with Live(Text(first), console=console, refresh_per_second=4, transient=True) as live:
@@ -233,25 +237,25 @@ def working(title: str) -> Iterator[Told]:
 
     At a terminal that is a bar; elsewhere a line every ten seconds, also while nothing new is told.
     """
-    work, over = _Work(), threading.Event()
+    work, over, log = _Work(), threading.Event(), console.file
 
     def tell_now_and_then() -> None:
         while not over.wait(_SECONDS_BETWEEN_LINES):
-            tell(f"{title}: {work.line()}")
+            print(f"{title}: {work.line()}", file=log, flush=True)  # also while exporters' own words are swallowed
 
     def watch(share: float, next_step: str) -> None:
         work.see(share, next_step)
         draw(share or None, work.line())
 
     with _bar(title) as draw:
-        thread = None if redraws() else threading.Thread(target=tell_now_and_then, daemon=True)
-        if thread is not None:
+        thread = threading.Thread(target=tell_now_and_then, daemon=True)
+        if not redraws() and not is_quiet():
             thread.start()
         try:
             yield watch
         finally:
             over.set()
-            if thread is not None:
+            if thread.is_alive():
                 thread.join()
 
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
+from io import StringIO
 
 import pytest
 
@@ -80,19 +81,19 @@ def test_no_color_leaves_the_bar_without_colours() -> None:
 def test_a_log_has_whole_lines_alone(name: str) -> None:
     """Also that of a continuous integration which gives its jobs a terminal, or takes colours."""
     seen = at_terminal(CI="true") if name == "CI" else in_log(FORCE_COLOR="1")
-    assert seen.replace("\r\n", "\n") == "told\nsaid\n"
+    assert seen.replace("\r\n", "\n") == "begins\ntold\nsaid\n"
 
 
 def test_a_log_gets_a_line_now_and_then_while_a_step_lasts(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(display, "_SECONDS_BETWEEN_LINES", 0.01)
     lines: list[str] = []
-    monkeypatch.setattr(display, "tell", lines.append)
-    with display.working("work") as progress:
+    with display.working("work") as progress, redirect_stderr(StringIO()):
         progress(0.25, "the first of four")
         while len(lines) < 3:
             time.sleep(0.001)
+            lines += capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"work: the first of four, 25% after 1 s, about \d+ s left", lines[-1])
 
 

@@ -41,13 +41,11 @@ def evaluate(
             )
     from raydistill import display
     from raydistill.evaluation.card import examine_run, write_card
-    from raydistill.progress import part
 
     cards = {}
-    for number, run in enumerate(folders):
-        with display.working("eval") as progress:
-            share = part(progress, number / len(folders), (number + 1) / len(folders))
-            card = examine_run(run, protocol or (), overrides=overrides, progress=share)
+    for number, run in enumerate(folders, start=1):
+        with display.working(f"eval {number} of {len(folders)}" if len(folders) > 1 else "eval") as progress:
+            card = examine_run(run, protocol or (), overrides=overrides, progress=progress)
         write_card(run, card)
         cards[str(run)] = card.values
         _print_card(str(run), card.values)

@@ -160,7 +160,7 @@ def _values(goal: Goal, choices: Choices, path: Path) -> dict[str, Any]:
         "teacher": teacher,
         "layout": layout,
         "weights": weights,
-        "trains_teacher": weights is not None and layout is None and labels and not Path(weights).is_file(),
+        "trains_teacher": choices.weights is None and weights is not None and layout is None,
         "source": source,
         "student": choices.student or goal.student,
         "method": method,

@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from raydistill.cli import app
 from raydistill.config import load_experiment
+from raydistill.models.weights import save_weights
+from raydistill.models.zoo import build_model
 from raydistill.starting.draft import goals
 from raydistill.teachers.cache.build import build_cache
 from raydistill.training.trainer import train, train_teacher
@@ -27,6 +31,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def invoke(*arguments: str, answers: str = "") -> Any:
     return CliRunner().invoke(app, ["init", *arguments], input=answers)
+
+
+@pytest.fixture(scope="module")
+def teacher_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an untrained resnet14 for colour images of two classes."""
+    path = tmp_path_factory.mktemp("teacher") / "model.safetensors"
+    save_weights(build_model("resnet14", 2), path)
+    return path
 
 
 @pytest.mark.parametrize("goal", goals())
@@ -132,6 +144,7 @@ def test_a_real_terminal_is_asked() -> None:
     assert load_experiment("typed.yaml").student.model == "resnet8"
 
 
+@pytest.mark.slow
 def test_what_is_written_for_digits_trains(ray_session: None) -> None:
     """The commands that it names, by one epoch each."""
     assert invoke("first.yaml", "--goal", "digits").exit_code == 0
@@ -140,3 +153,26 @@ def test_what_is_written_for_digits_trains(ray_session: None) -> None:
     assert build_cache(experiment).computed_rows == 240
     assert train(experiment)["epochs"] == 1
     assert Path("runs/first/_SUCCESS").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("goal", "classes"), [("compress", ("cat", "dog")), ("unlabelled", ("",))])
+def test_what_is_written_for_ones_own_images_trains(
+    goal: str, classes: tuple[str, ...], teacher_of_two: Path, ray_session: None
+) -> None:
+    colours = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            folder = Path("photos", split, name)
+            folder.mkdir(parents=True)
+            for number in range(20):
+                Image.fromarray(colours.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{number}.png")
+    networks = ["--teacher", "resnet14", "--student", "resnet8", "--weights", str(teacher_of_two)]
+    ended = invoke("photos.yaml", "--goal", goal, "--root", "photos", *networks)
+    assert ended.exit_code == 0, ended.stderr
+    assert "missing" not in ended.stdout
+    few = ["train.epochs=1", "train.batch_size=8", "data.image_size=16", "data.validation=0.6"]
+    experiment = load_experiment("photos.yaml", few if goal == "compress" else [*few, "data.num_classes=2"])
+    build_cache(experiment)
+    result = train(experiment)
+    assert result["epochs"] == 1

@@ -89,13 +89,17 @@ def test_any_folder_comes_back_as_it_was_given(tmp_path: Path, root: str) -> Non
 
 def test_a_teacher_that_has_weights_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    without = drafted(weights="own.pt")
-    assert without.next[0] == "raydistill teacher photos.yaml"
-    assert any(line.startswith("teacher.weights: no file own.pt yet; the first command") for line in without.missing)
-    (tmp_path / "own.pt").touch()
     (tmp_path / "photos").mkdir()
+    untrained = drafted()
+    assert untrained.next[0] == "raydistill teacher photos.yaml"
+    (line,) = untrained.missing
+    assert line.startswith("teacher.weights: no file runs/photos-teacher/model.safetensors yet; the first command")
+    absent = drafted(weights="own.pt")
+    assert absent.missing == ("teacher.weights: no file own.pt yet; put the checkpoint there",)
+    (tmp_path / "own.pt").touch()
     there = drafted(weights="own.pt")
     assert there.missing == ()
+    assert there.next == absent.next
     assert not any("teacher photos.yaml" in command for command in there.next)
     published = drafted("unlabelled")
     assert published.missing == ("teacher.weights: no file weights/moco_v2.pth.tar yet; put the checkpoint there",)
