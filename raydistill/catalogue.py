@@ -50,6 +50,15 @@ KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
 }
 """What can be listed."""
 
+ABOUT: Mapping[str, str] = {
+    "methods": "what a student learns by, with the papers; `raydistill list methods NAME` tells all about one",
+    "models": "networks for students and teachers",
+    "datasets": "images that `data.name` can name",
+    "protocols": "what `raydistill eval` can measure",
+    "layouts": "tables of papers that `raydistill compare` can fill",
+}
+"""A line on each of them."""
+
 NOTES: Mapping[str, str] = {
     "models": "also torchvision/<name>, timm/<name>, and package.module:function: code of your own, which is run",
 }

@@ -649,7 +649,7 @@ def _placeholder(problems: list[str]) -> Mapping[str, Method]:
 
 def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such experiment file")
+        raise ConfigError(f"{path}: no such experiment file; `raydistill init {path}` writes one")
     return Path(path)
 
 

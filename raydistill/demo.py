@@ -24,30 +24,32 @@ def run_demo(output: str) -> dict[str, Any]:
     from raydistill.tuning.sweep import tune
 
     assert experiment.teacher is not None and experiment.teacher.train is not None
-    display.say("1/5  a teacher is trained")
+    display.tell("1/5  a teacher is trained")
     large = experiment.override({"name": "teacher", "data.subset": None})
     with display.training(large, experiment.teacher.train.epochs) as watch:
         teacher = train_teacher(large, watch=watch)
-    display.say("2/5  its outputs are cached once")
+    display.tell("2/5  its outputs are cached once")
     with display.rows("teacher") as progress:
         built = build_cache(experiment, progress=progress)
-    display.say(f"cache: {built.computed_rows} rows in {built.path}")
-    display.say("3/5  a sweep of students learns from the cache")
+    display.tell(f"cache: {built.computed_rows} rows in {built.path}")
+    display.tell("3/5  a sweep of students learns from the cache")
     with sweep_display(experiment) as watch:
         sweep = tune(experiment, watch=watch)
-    display.say("4/5  the best one is trained by itself")
+    display.tell("4/5  the best one is trained by itself")
     best = load_experiment(sweep["best_config"], ["name=student"])
     with display.training(best, best.train.epochs) as watch:
         student = train(best, watch=watch)
-    display.say("5/5  the same student without a teacher")
+    display.tell("5/5  the same student without a teacher")
     alone = _without_teacher(best)
     with display.training(alone, alone.train.epochs) as watch:
         baseline = train(alone, watch=watch)
     folder = Path(experiment.output)
     runs = [Path(result["run"]) for result in (teacher, student, baseline, sweep)]
+    with display.working("report") as progress:
+        page = write_report(runs, folder / "report.html", progress=progress)
     return {
         "run": str(folder),
-        "report": str(write_report(runs, folder / "report.html")),
+        "report": str(page),
         "teacher_top1": teacher["top1"],
         "baseline_top1": baseline["top1"],
         "student_top1": student["top1"],

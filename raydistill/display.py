@@ -1,15 +1,21 @@
-"""What a user sees while something long runs; all of it on stderr."""
+"""What a user sees while something long runs; all of it on stderr.
+
+At a terminal that is a line that is redrawn; elsewhere, as in the log of continuous integration, whole lines that come
+now and then. To who wants it quiet (``raydistill/manner.py``) nothing of it is shown but what ``say`` says.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -20,7 +26,9 @@ from rich.progress import (
 from rich.text import Text
 
 from raydistill.evaluation.collapse import collapse_warnings
+from raydistill.manner import is_quiet
 from raydistill.measures import measure_behind, neighbours_of
+from raydistill.progress import Progress as Told
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
@@ -30,32 +38,78 @@ console = Console(stderr=True, highlight=False)
 
 _PACE_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_STEPS = 60.0
+"""Of lines about what has lines of its own when a part of it is over: an epoch may take an hour, a run hundreds."""
 
 
 def say(text: str) -> None:
-    """Print one line for the user."""
+    """Print one line that the user has to know: a warning, or what asks for something to be done."""
     console.print(text, markup=False, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """Print one line on how the work gets on, unless the user wants it quiet."""
+    if not is_quiet():
+        say(text)
+
+
+def redraws() -> bool:
+    """Whether lines can be drawn anew: at a terminal, not in a log, though that may take colours."""
+    watched = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+    return watched and not is_quiet() and not os.environ.get("CI")
+
+
+class Log:
+    """Lines that stand for what would be redrawn at a terminal, one of them now and then."""
+
+    def __init__(self, seconds: float = _SECONDS_BETWEEN_STEPS) -> None:
+        """Begin, so that the first line comes after so many seconds."""
+        self._seconds, self._told = seconds, time.monotonic()
+
+    def tell(self, line: str) -> None:
+        """Tell a line if it is time and there is no terminal."""
+        if not redraws() and time.monotonic() - self._told > self._seconds:
+            self.wait()
+            tell(line)
+
+    def wait(self) -> None:
+        """Let the time begin anew, as something else has been told."""
+        self._told = time.monotonic()
+
+
+@contextmanager
+def redrawn(first: str) -> Iterator[Callable[[RenderableType], None]]:
+    """Give a function that draws something in the place of what it drew before; it goes at the end.
+
+    Where nothing can be redrawn, the ``first`` line alone is told.
+    """
+    if not redraws():
+        tell(first)
+        yield lambda drawn: None
+        return
+    with Live(Text(first), console=console, refresh_per_second=4, transient=True) as live:
+        yield live.update
 
 
 @contextmanager
 def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolder], None]]:
-    """Show a training run: a live line at a terminal, and one line for each finished epoch everywhere."""
+    """Show a training run: a line that is redrawn at a terminal, and one line for each finished epoch everywhere."""
     shown = shown_of_stages = warned = noticed = 0
-    phase, started = "", time.monotonic()
-    line = Text(f"{experiment.name}: starting Ray and the workers ...")
-    with Live(line, console=console, refresh_per_second=4, transient=True) as live:
+    phase, started, log = "", time.monotonic(), Log()
+    with redrawn(f"{experiment.name}: starting Ray and the workers ...") as draw:
 
         def watch(folder: RunFolder) -> None:
             nonlocal shown, shown_of_stages, warned, noticed, phase, started
             noticed = say_notices(experiment, folder, noticed)
             records = folder.pretraining()
             for record in records[shown_of_stages:]:
-                say(f"{experiment.name}: stage {record['stage']}, epoch {record['epoch']}  {_terms(record)}")
-            shown_of_stages = len(records)
+                tell(f"{experiment.name}: stage {record['stage']}, epoch {record['epoch']}  {_terms(record)}")
             history = folder.history()
             for record in history[shown:]:
-                say(f"{experiment.name}: {_epoch_line(record, epochs)}")
-            shown = len(history)
+                tell(f"{experiment.name}: {_epoch_line(record, epochs)}")
+            if len(records) + len(history) > shown_of_stages + shown:
+                log.wait()
+            shown_of_stages, shown = len(records), len(history)
             warnings = collapse_warnings(history)
             for warning in warnings[warned:]:
                 say(f"{experiment.name}: warning: {warning}")
@@ -64,7 +118,9 @@ def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolde
             if progress and shown < epochs:
                 if phase != progress.get("stage", ""):  # the time left is that of the stage, then of the epochs
                     phase, started = progress.get("stage", ""), time.monotonic()
-                live.update(Text(f"{experiment.name}: {_live_line(progress, epochs, started)}"))
+                line = f"{experiment.name}: {_live_line(progress, epochs, started)}"
+                draw(Text(line))
+                log.tell(line)
 
         yield watch
 
@@ -162,19 +218,72 @@ def rows(title: str) -> Iterator[Callable[[int, int], None]]:
 
     At a terminal that is a bar; elsewhere a line every ten seconds while rows are computed.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"), TimeElapsedColumn())
-    pace, said = Pace(), time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None, line="")
+    pace, log = Pace(), Log(_SECONDS_BETWEEN_LINES)
+    with _bar(title) as draw:
 
         def watch(done: int, total: int) -> None:
-            nonlocal said
-            now = time.monotonic()
-            pace.see(done, now)
+            pace.see(done, time.monotonic())
             line = pace.line(done, total)
-            progress.update(task, completed=done, total=total, line=line)
-            if not console.is_terminal and pace.rate is not None and now - said > _SECONDS_BETWEEN_LINES:
-                said = now
-                say(f"{title}: {line}")
+            draw(done / total if total else None, line)
+            if pace.rate is not None:
+                log.tell(f"{title}: {line}")
 
         yield watch
+
+
+@contextmanager
+def working(title: str) -> Iterator[Told]:
+    """Show how far some work is, and the time left as far as what is done tells it.
+
+    At a terminal that is a bar; elsewhere a line every ten seconds, also while nothing new is told.
+    """
+    work, over, log = _Work(), threading.Event(), console.file
+
+    def tell_now_and_then() -> None:
+        while not over.wait(_SECONDS_BETWEEN_LINES):
+            print(f"{title}: {work.line()}", file=log, flush=True)  # also while exporters' own words are swallowed
+
+    def watch(share: float, next_step: str) -> None:
+        work.see(share, next_step)
+        draw(share or None, work.line())
+
+    with _bar(title) as draw:
+        thread = threading.Thread(target=tell_now_and_then, daemon=True)
+        if not redraws() and not is_quiet():
+            thread.start()
+        try:
+            yield watch
+        finally:
+            over.set()
+            if thread.is_alive():
+                thread.join()
+
+
+class _Work:
+    """How far some work is."""
+
+    def __init__(self) -> None:
+        self._began, self._share, self._step = time.monotonic(), 0.0, ""
+
+    def see(self, share: float, next_step: str) -> None:
+        self._share, self._step = min(1.0, max(0.0, share)), next_step
+
+    def line(self) -> str:
+        """Say what is being done, how much is, and the time left if everything went on as so far."""
+        elapsed = time.monotonic() - self._began
+        parts = [self._step or "begins", f"{self._share:.0%} after {duration(elapsed)}"]
+        if 0.0 < self._share < 1.0:
+            parts.append(f"about {duration(elapsed * (1.0 - self._share) / self._share)} left")
+        return ", ".join(parts)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[float | None, str], None]]:
+    """Give a function that draws a share of a bar and a line beside it; None is a share that nobody knows."""
+    if not redraws():
+        yield lambda share, line: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(title, total=None, line="")
+        yield lambda share, line: bars.update(task, completed=share or 0, total=share and 1.0, line=line)

@@ -11,6 +11,7 @@ from raydistill.config import Experiment, load_experiment, parse_experiment, wit
 from raydistill.data.config import DataConfig
 from raydistill.data.names import DATA_SETS
 from raydistill.errors import ConfigError, DataError, RunError
+from raydistill.progress import Progress
 from raydistill.training.run_folder import CONFIG, RunFolder
 
 _KEPT = ("seed", "backup", "scale", "evaluate", "track")
@@ -49,7 +50,8 @@ def finetune_run(
             raise ConfigError(f"{path}: the student's own folder cannot be the new run's; give that another name=...")
     result = _trained(experiment, resume=resume)
     if _LINEAR not in result:
-        result |= _linear_top1(experiment)
+        with display.working("linear classifier on the features") as progress:
+            result |= _linear_top1(experiment, progress)
         RunFolder(experiment.folder).write_result(result)
     result["from"] = str(path)
     if scratch:
@@ -164,7 +166,7 @@ def _trained(experiment: Experiment, *, resume: bool) -> dict[str, Any]:
         return train(experiment, resume=resume, watch=watch)
 
 
-def _linear_top1(experiment: Experiment) -> dict[str, Any]:
+def _linear_top1(experiment: Experiment, progress: Progress) -> dict[str, Any]:
     """Measure the features that training began with, on the test images."""
     from raydistill.evaluation.card import device_of
     from raydistill.evaluation.images import own_images
@@ -173,11 +175,13 @@ def _linear_top1(experiment: Experiment) -> dict[str, Any]:
     from raydistill.models.head import build_with_fresh_head
 
     device = device_of(experiment)
+    progress(0.0, "reading the images")
     try:
         images = own_images(experiment.data, device)
     except DataError as error:
         return {_LINEAR: None, "test_error": str(error)}
     network = build_with_fresh_head(experiment.student, images.bank.num_classes, images.bank.shape).to(device).eval()
+    progress(0.2, "features of all images, and fitting")
     subject = Subject(network, images.bank, images.test, False, experiment.evaluate, experiment.seed)
     try:
         return {_LINEAR: PROTOCOLS["linear"].measure(subject)["linear"]}

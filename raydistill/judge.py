@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from raydistill import display
 from raydistill.config import Experiment, load_experiment
 from raydistill.errors import ConfigError, DataError
 from raydistill.evaluation.card_files import PREDICTIONS
+from raydistill.progress import part
 from raydistill.training.run_folder import CONFIG, RunFolder
 
 SMOOTHING = 0.1
@@ -44,17 +46,18 @@ def judge_runs(paths: Sequence[Path], *, seeds: int, output: Path) -> dict[str, 
     from raydistill.reporting.summary import sentences
     from raydistill.reporting.tables import comparison
 
-    runs = [*paths, *(_trained(one) for experiment in experiments for one in counterparts(experiment, seeds))]
-    for number, run in enumerate(runs, start=1):
-        if not (run / PREDICTIONS).is_file():
-            display.say(f"{run.name}: measured ({number} of {len(runs)})")
-            write_card(run, examine_run(run))
-    records = load_runs(runs)
-    return {
-        "verdict": sentences(records, comparison(records)),
-        "runs": [str(run) for run in runs],
-        "report": str(write_report(runs, output)),
-    }
+    runs = [*paths, *_trained([one for experiment in experiments for one in counterparts(experiment, seeds)])]
+    with display.working("judge") as progress:
+        unmeasured = [run for run in runs if not (run / PREDICTIONS).is_file()]
+        for number, run in enumerate(unmeasured):
+            measuring = part(progress, 0.8 * number / len(unmeasured), 0.8 * (number + 1) / len(unmeasured))
+            write_card(run, examine_run(run, progress=measuring))
+        records = load_runs(runs)
+        return {
+            "verdict": sentences(records, comparison(records)),
+            "runs": [str(run) for run in runs],
+            "report": str(write_report(runs, output, progress=part(progress, 0.8, 1.0))),
+        }
 
 
 def counterparts(experiment: Experiment, seeds: int) -> Iterator[Experiment]:
@@ -94,12 +97,22 @@ def _student(path: Path) -> Experiment:
     return experiment
 
 
-def _trained(experiment: Experiment) -> Path:
+def _trained(experiments: Sequence[Experiment]) -> list[Path]:
+    """Return the folders of the runs; trains those that are not finished, and says how long that will take."""
     from raydistill.training.trainer import train
 
-    begun = experiment.folder / CONFIG
-    same = begun.is_file() and load_experiment(begun).to_dict() == experiment.to_dict()
-    if not (same and RunFolder(experiment.folder).succeeded):
-        with display.training(experiment, experiment.train.epochs) as watch:
-            train(experiment, resume=same, watch=watch)
-    return experiment.folder
+    waiting = [one for one in experiments if not (_begun(one) and RunFolder(one.folder).succeeded)]
+    started = time.monotonic()
+    for number, one in enumerate(waiting):
+        spent = time.monotonic() - started
+        left = f", about {display.duration(spent * (len(waiting) - number) / number)} left" if number else ""
+        display.tell(f"{one.name}: run {number + 1} of {len(waiting)} to train{left}")
+        with display.training(one, one.train.epochs) as watch:
+            train(one, resume=_begun(one), watch=watch)
+    return [one.folder for one in experiments]
+
+
+def _begun(experiment: Experiment) -> bool:
+    """Whether the run's folder holds the same experiment already."""
+    config = experiment.folder / CONFIG
+    return config.is_file() and load_experiment(config).to_dict() == experiment.to_dict()

@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
-from raydistill.display import console, duration, say, say_notices
+from raydistill.display import Log, duration, redrawn, say, say_notices, tell
 
 if TYPE_CHECKING:
     from raydistill.config import Experiment
@@ -47,13 +45,14 @@ class _Trial:
 def sweep(experiment: Experiment) -> Iterator[Callable[[RunFolder], None]]:
     """Show a sweep; a line for each new best, for each failed trial, and for what the sweep has to say."""
     assert experiment.tune is not None
-    view = _View(experiment)
-    with Live(Text("starting Ray ..."), console=console, refresh_per_second=2, transient=True) as live:
+    view, log = _View(experiment), Log()
+    with redrawn(f"{experiment.name}: starting Ray ...") as draw:
 
         def watch(folder: RunFolder) -> None:
             table = view.look(folder)
             if table is not None:
-                live.update(table)
+                draw(table)
+                log.tell(str(table.title))
 
         yield watch
 
@@ -109,7 +108,7 @@ class _View:
         better = value is not None and (self._best is None or self._sign * value > self._sign * self._best)
         if value is not None and better and math.isfinite(value):
             self._best = value
-            say(
+            tell(
                 f"{self._experiment.name}: best so far {value:.2f} by trial {trial.name} after {trial.epochs} epochs"
                 f"  ({trial.values})"
             )

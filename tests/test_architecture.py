@@ -13,7 +13,7 @@ from raydistill.methods.registry import METHODS
 PACKAGE = Path(__file__).parent.parent / "raydistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"errors", "lazy", "counter_rng", "files", "safe_yaml"}
+LEAVES = {"errors", "lazy", "counter_rng", "files", "progress", "safe_yaml"}
 ROOMS = {
     "models": LEAVES | {"models"},
     "methods": LEAVES | {"methods"},
@@ -22,6 +22,7 @@ ROOMS = {
 BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster", "section"}
 BELOW_TEACHERS |= {"tune_config", "evaluate_config", "protocol_names", "reachable"}
 ROOMS |= {
+    "starting": BELOW_TEACHERS | {"starting"},
     "teachers": BELOW_TEACHERS | {"teachers"},
     "evaluation": BELOW_TEACHERS | {"evaluation"},
     "training": BELOW_TEACHERS | {"teachers", "evaluation", "training"},
@@ -70,6 +71,13 @@ def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
         return
     used = {module.split(".")[1] for module in imports(path) if module.startswith("raydistill.")}
     assert used <= ROOMS[room]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_commands_are_imported_by_the_command_line_alone(path: Path) -> None:
+    if name_of(path) == "cli.py" or name_of(path).startswith("commands/"):
+        return
+    assert not [module for module in imports(path) if module.startswith(("raydistill.cli", "raydistill.commands"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -32,7 +32,7 @@ WRONG = [
     (["train", "absent.yaml"], "no such experiment file"),
     (["train", "good.yaml", "data.name=fashion_mnist", "data.root=nowhere"], "nowhere"),
     (["list", "method"], "did you mean 'methods'"),
-    (["trian"], "No such command"),
+    (["trian"], "did you mean 'train'"),
 ]
 
 

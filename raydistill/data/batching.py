@@ -50,6 +50,7 @@ class Batching:
             raise ConfigError(
                 f"{whole} images are too few for {self.workers} workers"
                 + (f" with {self._micro_batches(whole)} micro-batches each" if self.accumulate > 1 else "")
+                + "; lower scale.workers or train.accumulate, or take more images"
             )
         rest = self.images % self.batch_size
         if not self.drop_last and self.images > self.batch_size and rest and self._least(rest) < LEAST_REST:

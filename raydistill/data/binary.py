@@ -58,7 +58,8 @@ def read(config: DataConfig, split: Split) -> ImageSet:
     num_classes = config.known.num_classes or 0
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise DataError(
-            f"data set '{config.name}' at {config.root}: a {split} label is outside its {num_classes} classes"
+            f"data set '{config.name}' at {config.root}: a {split} label is outside its {num_classes} classes; "
+            "fetch it again"
         )
     return assemble(config, images, labels, num_classes=num_classes)
 
@@ -118,7 +119,7 @@ def _read_bytes(path: Path, expected: int | None) -> np.ndarray[tuple[int], np.d
     try:
         found = path.stat().st_size
         if expected is not None and found != expected:
-            raise DataError(f"{path}: damaged: expected {expected} bytes, found {found}")
+            raise DataError(f"{path}: damaged: expected {expected} bytes, found {found}; fetch it again")
         return np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(

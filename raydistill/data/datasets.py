@@ -65,7 +65,7 @@ def split_train(images: ImageSet, config: DataConfig) -> Splits:
     if not 0 < kept < len(images):
         raise DataError(
             f"data.validation: a share of {config.validation} of {len(images)} images leaves "
-            f"{len(images) - kept} for training and {kept} for validation"
+            f"{len(images) - kept} for training and {kept} for validation; choose another share"
         )
     if config.augment.mixing is not None and len(images) - kept < 2:
         raise DataError(f"data.augment.{config.augment.mixing}: needs 2 training images or more, but there is 1")

@@ -86,7 +86,7 @@ def _list_plain(root: Path, split: Split) -> tuple[list[_Labelled], int]:
         missing, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
         raise DataError(
             f"{folder}: classes are not those of the training images: missing {missing or 'none'}, "
-            f"unknown {extra or 'none'}"
+            f"unknown {extra or 'none'}; both need a folder for each class"
         )
     direct = [path for path in _entries(folder) if path.is_file() and path.suffix.lower() in _ENDINGS]
     if classes and direct:
@@ -97,7 +97,7 @@ def _list_plain(root: Path, split: Split) -> tuple[list[_Labelled], int]:
     for label, name in enumerate(classes):
         images = _images_below(folder / name)
         if not images:
-            raise DataError(f"{folder / name}: a class without an image")
+            raise DataError(f"{folder / name}: a class without an image; fill it or remove it")
         files += [(path, label) for path in images]
     return files, len(classes)
 
@@ -130,7 +130,10 @@ def _split_folder(root: Path, split: Split) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise DataError(f"{root}: no folder {' or '.join(names)} there")
+    raise DataError(
+        f"{root}: no folder {' or '.join(names)} there; images lie in train and test, those with labels in a folder "
+        "for each class"
+    )
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -33,10 +33,14 @@ def read(config: DataConfig, split: Split) -> ImageSet:
     image_file, label_file = _locate(config, split)
     images, labels = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1)
     if len(images) != len(labels):
-        raise DataError(f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file}")
+        raise DataError(
+            f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file}; fetch both again"
+        )
     num_classes = config.known.num_classes or 0
     if labels.numel() and int(labels.max()) >= num_classes:
-        raise DataError(f"{label_file}: label {int(labels.max())} in a data set of {num_classes} classes")
+        raise DataError(
+            f"{label_file}: label {int(labels.max())} in a data set of {num_classes} classes; fetch it again"
+        )
     return assemble(config, images.unsqueeze(1), labels.to(torch.int64), num_classes=num_classes)
 
 
@@ -64,15 +68,20 @@ def _parse(file: BinaryIO, path: Path, dimensions: int) -> Tensor:
     head = file.read(length)
     magic = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
     if head[:4] != magic:
-        raise DataError(f"{path}: not an idx file: starts with bytes {head[:4].hex(' ')}, expected {magic.hex(' ')}")
+        raise DataError(
+            f"{path}: not an idx file: starts with bytes {head[:4].hex(' ')}, expected {magic.hex(' ')}; fetch it again"
+        )
     if len(head) < length:
-        raise DataError(f"{path}: damaged: expected at least {length} bytes, found {len(head)}")
+        raise DataError(f"{path}: damaged: expected at least {length} bytes, found {len(head)}; fetch it again")
     shape = struct.unpack(f">{dimensions}I", head[4:])
     expected = math.prod(shape)
     body = _read_at_most(file, expected + 1)  # one more tells a longer file without unpacking all of it
     if len(body) != expected:
         found = f"{length + len(body)}" if len(body) < expected else "more"
-        raise DataError(f"{path}: damaged: expected {length + expected} bytes for shape {list(shape)}, found {found}")
+        raise DataError(
+            f"{path}: damaged: expected {length + expected} bytes for shape {list(shape)}, found {found}; "
+            "fetch it again"
+        )
     return torch.from_numpy(np.frombuffer(body, np.uint8)).reshape(shape)
 
 

@@ -206,7 +206,9 @@ def choose_subset(ids: Tensor, config: DataConfig) -> Tensor:
     if config.subset is None:
         return torch.arange(len(ids))
     if config.subset > len(ids):
-        raise DataError(f"data.subset asks for {config.subset} images, '{config.name}' has {len(ids)}")
+        raise DataError(
+            f"data.subset asks for {config.subset} images, '{config.name}' has {len(ids)}; lower it or leave it out"
+        )
     return _ranked(ids, config.split_seed, "subset")[: config.subset].sort().values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,11 @@ from raydistill.evaluation.protocols import PROTOCOLS, Values
 from raydistill.evaluation.subject import TEST, Subject
 from raydistill.files import write_atomically, writing
 from raydistill.models.loading import build_described
+from raydistill.progress import Progress, part, unwatched
 from raydistill.protocol_names import ALL
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Watch = Callable[[str], None]
 
 STUDENT, TEACHER = "student", "teacher"
 _LOGITS = f"{TEST}/logits"
@@ -93,7 +92,7 @@ def examine_run(
     *,
     teachers: bool = True,
     overrides: Sequence[str] = (),
-    watch: Watch = lambda text: None,
+    progress: Progress = unwatched,
 ) -> Card:
     """Measure a run's student, and its teacher where weights and test images of it are at hand, on the test images.
 
@@ -104,7 +103,7 @@ def examine_run(
         protocols: names of ``raydistill list protocols``, ``all`` for each of them; else the experiment's own.
         teachers: False measures only networks that were trained.
         overrides: ``key=value`` for the section ``evaluate``, and for where data and weights lie by now.
-        watch: is told of each measurement before it begins.
+        progress: is told of each measurement before it begins.
 
     Raises:
         DataError: where the folder holds no finished run, or the data cannot be read.
@@ -116,14 +115,17 @@ def examine_run(
     experiment = load_experiment(path / "config.yaml", _checked(overrides))
     chosen = _chosen(protocols or experiment.evaluate.protocols)
     device = device_of(experiment)
+    progress(0.0, f"{path}: the images are read")
     subjects = _subjects(experiment, weights, device, teachers)
-    values = {role: _measured(f"{path}: {role}", subject, chosen, watch) for role, subject in subjects.items()}
+    parts = _parts(progress, len(subjects) * (1 + len(experiment.evaluate.transfer)))
+    values = {role: _measured(f"{path}: {role}", subject, chosen, next(parts)) for role, subject in subjects.items()}
     for label, data in experiment.evaluate.transfer.items():
         like = subjects[STUDENT].test
         images = transfer_images(data, like, device)
         for role, subject in subjects.items():
             if subject.test.shape == like.shape:  # a teacher of another modality has no use for them
-                found = _measured(f"{path}: {role} on {label}", _moved(subject, images), _of_features(chosen), watch)
+                whose, moved = f"{path}: {role} on {label}", _moved(subject, images)
+                found = _measured(whose, moved, _of_features(chosen), next(parts))
                 values[role] |= {f"{label}/{name}": value for name, value in found.items()}
     return Card(values, subjects)
 
@@ -217,6 +219,12 @@ def _subject(
     return Subject(network, images.bank, images.test, classifies, experiment.evaluate, experiment.seed)
 
 
+def _parts(progress: Progress, count: int) -> Iterator[Progress]:
+    """Yield what each of as many equal parts of the work tells."""
+    for number in range(count):
+        yield part(progress, number / count, (number + 1) / count)
+
+
 def _moved(subject: Subject, images: Images) -> Subject:
     """Return the network before other images, which its classifier knows nothing of."""
     return Subject(subject.network, images.bank, images.test, False, subject.settings, subject.seed)
@@ -226,14 +234,14 @@ def _of_features(chosen: Iterable[str]) -> list[str]:
     return [name for name in chosen if PROTOCOLS[name].features]
 
 
-def _measured(whose: str, subject: Subject, chosen: Iterable[str], watch: Watch) -> Values:
+def _measured(whose: str, subject: Subject, chosen: Iterable[str], progress: Progress) -> Values:
     applicable = [name for name in chosen if PROTOCOLS[name].applies(subject)]
-    watch(f"{whose}: images are looked at")
+    progress(0.0, f"{whose}: images are looked at")
     for seeing in filter(None, (subject, subject.teacher)):
         seeing.see({output for name in applicable for output in PROTOCOLS[name].needs})
     values: Values = {}
     for number, name in enumerate(applicable, start=1):
-        watch(f"{whose}: {name} ({number} of {len(applicable)})")
+        progress(number / (len(applicable) + 1), f"{whose}: {name} ({number} of {len(applicable)})")
         try:
             values |= PROTOCOLS[name].measure(subject)
         except ValueError as error:

@@ -45,7 +45,8 @@ def transfer_images(data: DataConfig, like: ResidentSet, device: torch.device) -
     train, test = (_scaled(images, height, width) for images in (load_train(data), load_test(data)))
     if train.shape[0] != channels:
         raise DataError(
-            f"data set '{data.name}' has images of {train.shape[0]} channels, the networks were trained on {channels}"
+            f"data set '{data.name}' has images of {train.shape[0]} channels, the networks were trained "
+            f"on {channels}; name another"
         )
     found = _labelled(data, train, test, device)
     if data.mean is None:
@@ -56,7 +57,9 @@ def transfer_images(data: DataConfig, like: ResidentSet, device: torch.device) -
 
 def _labelled(data: DataConfig, train: ImageSet, test: ImageSet, device: torch.device) -> Images:
     if any(part.labels is None and part.targets is None for part in (train, test)):
-        raise DataError(f"data set '{data.name}' has no labels to evaluate with")
+        raise DataError(
+            f"data set '{data.name}' has no labels to evaluate with; evaluate.transfer can name one that has"
+        )
     return Images(ResidentSet(train, device), ResidentSet(test, device))
 
 

@@ -20,6 +20,7 @@ from raydistill.exporting.quantise import losses, quantise
 from raydistill.exporting.quiet import quiet
 from raydistill.exporting.subject import Subject, read_run
 from raydistill.files import make_folders, move_folder, temporary_name
+from raydistill.progress import Progress, unwatched
 
 CARD = "README.md"
 RECORD = "export.json"
@@ -41,7 +42,12 @@ class Exported:
 
 
 def export_run(
-    run: str | Path, format: str, output: str | Path | None = None, *, quantised: str | None = None
+    run: str | Path,
+    format: str,
+    output: str | Path | None = None,
+    *,
+    quantised: str | None = None,
+    progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Write a run's student as a file that others can run, once it was loaded back and found equal.
 
@@ -50,6 +56,7 @@ def export_run(
         format: ``safetensors``, ``onnx`` or ``torch``.
         output: folder to write, ``RUN/export/<format>`` by default; an earlier export of the same run is replaced.
         quantised: ``int8`` for a second, quantised file.
+        progress: is told of each step before it begins.
 
     Returns:
         ``path`` of the artefact, ``folder``, ``card``, ``format``, ``bytes``, ``max_abs_diff``, and with ``quantised``
@@ -61,12 +68,14 @@ def export_run(
     """
     run = Path(run)
     chosen = chosen_format(format, quantised)
+    progress(0.0, "reading the run and its images")
     subject = read_run(run)
     name = subject.experiment.name
     folder = Path(output) if output is not None else run / "export" / format
     _refuse_other_content(folder, name, format)
     with _made(folder) as building:
-        exported = _write(subject, format, chosen, building, quantised is not None)
+        exported = _write(subject, format, chosen, building, quantised is not None, progress=progress)
+        progress(0.95, "writing the model card")
         (building / RECORD).write_text(json.dumps(asdict(exported), indent=2) + "\n", encoding="utf-8")
         (building / CARD).write_text(
             render(subject, asdict(exported), chosen.lines(subject.description)), encoding="utf-8"
@@ -85,17 +94,23 @@ def export_run(
     return {**answer, "quantised": {**exported.quantised, "path": str(folder / QUANTISED_FILE)}}
 
 
-def _write(subject: Subject, name: str, chosen: Format, folder: Path, quantised: bool) -> Exported:
+def _write(
+    subject: Subject, name: str, chosen: Format, folder: Path, quantised: bool, *, progress: Progress
+) -> Exported:
     """Write artefacts into a folder and compare them, as they lie there, with the student."""
     path = folder / chosen.file
+    progress(0.2, f"writing {chosen.file}")
     with _told(f"{subject.run}: the student cannot be exported as {name}"), quiet():
         chosen.write(subject.deployed, path)
+    progress(0.4, f"comparing {chosen.file} with the student")
+    with _told(f"{subject.run}: the student cannot be exported as {name}"), quiet():
         predict = chosen.load(path)
         parity = compare(subject.student, predict, subject.images, subject.description.outputs)
     parity.check(f"{subject.run}: exported as {name}")
     cost: dict[str, Any] | None = None
     if quantised:
         small = folder / QUANTISED_FILE
+        progress(0.6, f"writing and measuring {QUANTISED_FILE}")
         with _told(f"{subject.run}: the student cannot be quantised"), quiet():
             quantise(path, small)
             cost = losses(subject, predict, chosen.load(small))

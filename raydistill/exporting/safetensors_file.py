@@ -77,7 +77,9 @@ def _refuse_function(description: Description, whose: str) -> None:
 
 def _description(source: Path) -> Description:
     if not source.is_file():
-        raise WeightsError(f"no exported student at {source}")
+        raise WeightsError(
+            f"no exported student at {source}; write one with raydistill export RUN --format safetensors"
+        )
     try:
         with safe_open(source, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -70,7 +70,8 @@ class ClusterClassification(Method):
         seen = setting.num_samples // setting.batch_size * setting.batch_size or setting.num_samples
         if self.clusters > seen:
             raise ConfigError(
-                f"methods.{self.name}.clusters: {self.clusters} is too many for the {seen} samples of an epoch"
+                f"methods.{self.name}.clusters: {self.clusters} is too many for the {seen} samples of an epoch; "
+                "lower it"
             )
 
     def parts(self, setting: Setting) -> nn.ModuleDict:

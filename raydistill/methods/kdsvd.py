@@ -137,7 +137,8 @@ class KDSVD(SeveralStages, Method):
             most = min(student[0], student[1] * student[2], teacher[1] * teacher[2])
             if self.k > most:
                 raise ConfigError(
-                    f"methods.{self.name}.k: {self.k} is too many; the maps at the student's stage {stage} have {most}"
+                    f"methods.{self.name}.k: {self.k} is too many; the maps at the student's stage {stage} have "
+                    f"{most}; lower it"
                 )
 
     def loss(self, step: Step, parts: Any) -> Loss:

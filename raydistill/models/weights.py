@@ -46,7 +46,10 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> No
         listing("wrong shape", _shape_faults(state, wanted)),
     ]
     if any(faults):
-        raise WeightsError(f"{source} does not fit the network: {'; '.join(filter(None, faults))}")
+        raise WeightsError(
+            f"{source} does not fit the network: {'; '.join(filter(None, faults))}. Is it of this model, and trained "
+            "for as many classes?"
+        )
     model.load_state_dict(state)
 
 
@@ -75,7 +78,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 def read_file(source: Path) -> Any:
     """Return what a checkpoint holds; no code in it is run. Raises ``WeightsError``."""
     if not source.is_file():
-        raise WeightsError(f"no weights at {source}")
+        raise WeightsError(f"no weights at {source}; a teacher's are written by `raydistill teacher CONFIG`")
     try:
         if source.suffix == ".safetensors":
             return load_file(source)

@@ -90,7 +90,7 @@ def check_name(name: str) -> None:
     one is built.
     """
     if name.startswith(TORCHVISION):
-        known = _torchvision_names()
+        known = torchvision_names()
         if known and name not in known:
             raise ConfigError(f"torchvision has no network '{name}'{did_you_mean(name, known)}")
     elif name.startswith(TIMM):
@@ -104,7 +104,7 @@ def check_name(name: str) -> None:
     elif name not in _ZOO and name not in _IMAGENET:
         own = [*_ZOO, *_IMAGENET]
         libraries = f"{TORCHVISION}<name>, {TIMM}<name>, package.module:function (your own code, which is run)"
-        hint = did_you_mean(name, [*own, *_torchvision_names()])
+        hint = did_you_mean(name, [*own, *torchvision_names()])
         raise ConfigError(f"unknown model '{name}'{hint} (known: {', '.join(own)}, {libraries})")
 
 
@@ -142,7 +142,7 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> Tapped:
 
 
 @cache
-def _torchvision_names() -> frozenset[str]:
+def torchvision_names() -> frozenset[str]:
     """Return the classification networks of the installed torchvision, prefixed; nothing without it.
 
     Importing torchvision would import torch, which takes seconds; its sources mark every network with a

@@ -17,6 +17,7 @@ from raydistill.errors import DataError
 from raydistill.files import make_folders, write_atomically
 from raydistill.methods.describe import describe
 from raydistill.methods.registry import METHODS
+from raydistill.progress import Progress, counted, part, unwatched
 from raydistill.reporting.image_section import changed_images, neighbours_and_clusters
 from raydistill.reporting.pictures import Albums
 from raydistill.reporting.reading import section
@@ -41,12 +42,13 @@ CARD_COLUMNS = {
 ENERGY_COLUMN = "Energy (J)"
 
 
-def write_report(run_paths: Iterable[str | Path], output: str | Path) -> Path:
+def write_report(run_paths: Iterable[str | Path], output: str | Path, *, progress: Progress = unwatched) -> Path:
     """Write a page about finished runs of any kind; the file appears whole or not at all.
 
     Args:
         run_paths: run folders: teachers, students and sweeps.
         output: the HTML file; its folder is made.
+        progress: is told of each run that is read, and of each sweep and run that is drawn.
 
     Returns:
         The path of the page.
@@ -56,31 +58,33 @@ def write_report(run_paths: Iterable[str | Path], output: str | Path) -> Path:
         RunError: where the file cannot be written.
     """
     output = Path(output)
-    records = load_runs(run_paths)
+    records = load_runs(run_paths, progress=part(progress, 0.0, 0.2))
     if output.is_dir():
         raise DataError(f"{output}: is a folder; name the HTML file to write")
-    page = render(records)
+    page = render(records, progress=part(progress, 0.2, 1.0))
     make_folders(output.parent)
     write_atomically(output, page)
     return output
 
 
-def render(records: Sequence[RunRecord]) -> str:
+def render(records: Sequence[RunRecord], *, progress: Progress = unwatched) -> str:
     """Return the page about loaded runs."""
     template = resources.files("raydistill.reporting").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = cell
-    return environment.from_string(template).render(_content(records)).lstrip()
+    return environment.from_string(template).render(_content(records, progress)).lstrip()
 
 
-def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
+def _content(records: Sequence[RunRecord], progress: Progress) -> dict[str, Any]:
     # matplotlib takes most of a second to import; errors in the runs are found before that.
     from raydistill.reporting import plots
 
+    progress(0.0, "the comparison")
     frame, albums = comparison(records), Albums()
     names = _unique_names(records)
     named = list(zip(names, records, strict=True))
     cost = _cost(named)
+    swept = [(name, run.sweep) for name, run in named if run.sweep]
     validated, losing = _grouped(records, "val/top1"), _grouped(records, "train/loss")
     return {
         "title": ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more runs",
@@ -90,14 +94,14 @@ def _content(records: Sequence[RunRecord]) -> dict[str, Any]:
         "comparison_plot": plots.comparison_plot(frame) if len(frame) else "",
         "validation_plot": plots.validation_curves(validated) if validated else "",
         "losses": [(label, plots.loss_curves(label, runs)) for label, runs in losing.items()],
-        "sweeps": [_sweep_section(name, run.sweep) for name, run in named if run.sweep],
+        "sweeps": [_sweep_section(*one) for one in counted(swept, part(progress, 0.3, 0.7), "sweep")],
         "correlations": [
             plots.correlation_map(name, record.correlation) for name, record in named if len(record.correlation)
         ],
         "changed": [changed_images(change, albums) for change in changes(records)],
         "seen": [
             neighbours_and_clusters(name, record, albums)
-            for name, record in named
+            for name, record in counted(named, part(progress, 0.7, 1.0), "images of run")
             if record.panels.neighbours or record.panels.clusters
         ],
         "methods": [describe(name) for name in _methods(records)],

@@ -14,6 +14,7 @@ from raydistill.errors import DataError
 from raydistill.evaluation.card_files import CARD, CORRELATION, DOWNSTREAM, PANELS
 from raydistill.evaluation.downstream import FRESH, STUDENT
 from raydistill.evaluation.panels import Panels
+from raydistill.progress import Progress, counted, unwatched
 from raydistill.reporting.predictions import rightness
 from raydistill.reporting.reading import Metrics, json_lines, json_object, mapping, read, section, yaml_object
 from raydistill.reporting.sweeps import Sweep, read_sweep
@@ -82,7 +83,7 @@ def load_run(path: str | Path) -> RunRecord:
     )
 
 
-def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
+def load_runs(paths: Iterable[str | Path], *, progress: Progress = unwatched) -> list[RunRecord]:
     """Read several run folders; a folder given twice counts once, or it would look like a second seed.
 
     Raises:
@@ -90,7 +91,7 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
     """
     unique = {Path(path).resolve(): Path(path) for path in paths}
     records, problems = [], []
-    for path in unique.values():
+    for path in counted([*unique.values()], progress, "run"):
         try:
             records.append(load_run(path))
         except DataError as error:

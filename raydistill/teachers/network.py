@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from raydistill.data.image_set import ImageSet
     from raydistill.models.taps import Tapped
 
-NO_TEACHER = "teacher: required by this command, but not given"
+NO_TEACHER = "teacher: required by this command, but not given; name its model and weights in a section `teacher`"
 
 
 def load_teacher(config: TeacherConfig, *, num_classes: int, in_channels: int) -> Tapped:

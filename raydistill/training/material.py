@@ -154,7 +154,8 @@ def _require_files(experiment: Experiment) -> None:
             given["teacher.weights" if not number else f"ensemble.{number - 1}.weights"] = teacher.weights
     for key, path in given.items():
         if path is not None and not Path(path).is_file():
-            raise WeightsError(f"{key} = {path}: no such file")
+            advice = "; `raydistill teacher CONFIG` trains them" if key == "teacher.weights" else ""
+            raise WeightsError(f"{key} = {path}: no such file{advice}")
 
 
 def to_arrays(material: Material) -> dict[str, Any]:

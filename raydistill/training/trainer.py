@@ -172,7 +172,9 @@ def train_teacher(
     Returns what stands in the first one's ``result.json``, with ``weights``; of the others under ``ensemble``.
     """
     if experiment.teacher is None:
-        raise ConfigError("teacher: required by this command, but not given")
+        from raydistill.teachers.network import NO_TEACHER
+
+        raise ConfigError(NO_TEACHER)
     first, *others = [
         _train_teacher(experiment, number, resume=resume, watch=watch) for number in range(len(experiment.teachers))
     ]
@@ -380,7 +382,7 @@ def _resources(experiment: Experiment, *, reads_ahead: bool) -> tuple[dict[str, 
     if cpus * scale.least_workers > available["CPU"]:
         raise RunError(
             f"scale: {scale.least_workers} workers with {cpus} CPUs each were asked for, but Ray has "
-            f"{available['CPU']:.0f}"
+            f"{available['CPU']:.0f}; lower scale.workers or scale.cpus_per_worker"
         )
     elastic = scale.least_workers < scale.workers
     resources = {

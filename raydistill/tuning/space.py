@@ -73,7 +73,9 @@ def parse_space(experiment: Experiment) -> tuple[Range, ...]:
         ConfigError: with one line for each entry that cannot be read.
     """
     if experiment.tune is None:
-        raise ConfigError("tune: required by this command, but not given")
+        raise ConfigError(
+            "tune: required by this command, but not given; `raydistill init FILE --tune` writes an example"
+        )
     problems: list[str] = []
     ranges: dict[str, Range] = {}
     for key, entry in experiment.tune.space.items():

@@ -142,7 +142,7 @@ def _slots(experiment: Experiment, arrays: Mapping[str, Any]) -> int:
     if room < 1:
         raise RunError(
             f"tune: a trial needs {cpus:g} CPUs and {gpus:g} GPUs, but Ray has {free:g} and "
-            f"{available.get('GPU', 0.0):g} to give"
+            f"{available.get('GPU', 0.0):g} to give; lower tune.cpus_per_trial or tune.gpus_per_trial"
         )
     return min(room, config.concurrent or room)
 

@@ -29,6 +29,8 @@ def earlier_trials(experiment: Experiment) -> list[Earlier]:
         metrics = [(trial, trial.history()[-1].get(experiment.tune.metric, math.nan)) for trial in ended]
         here = [Earlier(trial.record["values"], metric) for trial, metric in metrics if math.isfinite(metric)]
         if not here:
-            raise ConfigError(f"tune.warm_start: no trial of {name} came to its end with {experiment.tune.metric}")
+            raise ConfigError(
+                f"tune.warm_start: no trial of {name} came to its end with {experiment.tune.metric}; leave it out"
+            )
         found.extend(here)
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from raydistill.errors import CacheError, ConfigError, RunError, StorageError
 from raydistill.files import TEMPORARY
+from raydistill.progress import Progress, counted, unwatched
 from raydistill.teachers.cache import store
 from raydistill.teachers.cache.codec import Array, columns_of
 from raydistill.teachers.cache.files import locked
@@ -25,9 +25,6 @@ from raydistill.teachers.cache.read import TeacherCache
 from raydistill.teachers.cache.remote import Location
 from raydistill.teachers.cache.request import cache_folders
 from raydistill.teachers.cache.shards import SAMPLE_ID, VIEW_ID, plain_columns, read_columns
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def _listed(folder: Location) -> Listed | None:
     )
 
 
-def export(path: str | Location, out: str | Path) -> Path:
+def export(path: str | Location, out: str | Path, *, progress: Progress = unwatched) -> Path:
     """Write a cache as plain numbers: ``.parquet`` with lists of float32, ``.npz`` with arrays, ``.pt`` with tensors.
 
     The torch file is a dictionary that loads with ``weights_only=True``. All are of float32 and hold whole rows,
@@ -96,7 +93,7 @@ def export(path: str | Location, out: str | Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            writers[target.suffix](cache, temporary)
+            writers[target.suffix](cache, temporary, progress)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -105,11 +102,11 @@ def export(path: str | Location, out: str | Path) -> Path:
     return target
 
 
-def _export_parquet(cache: TeacherCache, target: Path) -> None:
+def _export_parquet(cache: TeacherCache, target: Path, progress: Progress) -> None:
     shapes = cache.manifest.content.teacher.outputs
     writer: pq.ParquetWriter | None = None
     try:
-        for record in cache.manifest.shards:
+        for record in counted(cache.manifest.shards, progress, "shard"):
             table = read_columns(cache.path, record, None)
             columns = plain_columns(cache.manifest.content, table)
             plain = {name: table.column(name).combine_chunks() for name in columns if name not in shapes}
@@ -128,22 +125,23 @@ def _lists(values: Array) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
 
 
-def _export_npz(cache: TeacherCache, target: Path) -> None:
+def _export_npz(cache: TeacherCache, target: Path, progress: Progress) -> None:
     with target.open("wb") as file:
-        np.savez(file, **_whole(cache))  # type: ignore[arg-type]
+        np.savez(file, **_whole(cache, progress))  # type: ignore[arg-type]
 
 
-def _export_torch(cache: TeacherCache, target: Path) -> None:
+def _export_torch(cache: TeacherCache, target: Path, progress: Progress) -> None:
     import torch
 
-    torch.save({name: torch.from_numpy(values) for name, values in _whole(cache).items()}, target)
+    torch.save({name: torch.from_numpy(values) for name, values in _whole(cache, progress).items()}, target)
 
 
-def _whole(cache: TeacherCache) -> dict[str, Array]:
+def _whole(cache: TeacherCache, progress: Progress) -> dict[str, Array]:
     """Return keys and outputs of all rows."""
     content = cache.manifest.content
     columns = [SAMPLE_ID, VIEW_ID, *columns_of(content, cache.outputs)]
-    parts = [plain_columns(content, read_columns(cache.path, record, columns)) for record in cache.manifest.shards]
+    shards = counted(cache.manifest.shards, progress, "shard")
+    parts = [plain_columns(content, read_columns(cache.path, record, columns)) for record in shards]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from raydistill.measures import VALIDATION
 from raydistill.models.taps import EMBEDDING
+from raydistill.progress import Progress, part, unwatched
 from raydistill.teachers.cache import store
 from raydistill.teachers.cache.manifest import Content, read_record, shard_name
 from raydistill.teachers.cache.pool import Pool, choose_pool
@@ -56,7 +57,7 @@ class Plan:
     ensemble: tuple[Plan, ...] = ()
 
 
-def plan(experiment: Experiment) -> Plan:
+def plan(experiment: Experiment, *, progress: Progress = unwatched) -> Plan:
     """Say what a build would cost, after running the teacher on about a hundred images.
 
     Raises:
@@ -67,9 +68,15 @@ def plan(experiment: Experiment) -> Plan:
     from raydistill.teachers.network import teacher_of
 
     if experiment.ensemble:
-        first, *others = [plan(experiment.for_teacher(number)) for number in range(len(experiment.teachers))]
+        count = len(experiment.teachers)
+        first, *others = [
+            plan(experiment.for_teacher(number), progress=part(progress, number / count, (number + 1) / count))
+            for number in range(count)
+        ]
         return replace(first, ensemble=tuple(others))
+    progress(0.0, "reading the images")
     images = load_train(experiment.data.of_teacher)
+    progress(0.2, "loading the teacher")
     started = time.monotonic()
     network = teacher_of(experiment, images)
     loading = time.monotonic() - started
@@ -77,7 +84,8 @@ def plan(experiment: Experiment) -> Plan:
     folder = store.location(experiment.cache.root) / content.folder_name
     rows = len(images) * (content.views + 1)
     pool = choose_pool(experiment, len(list(content.shards())), _nodes())
-    per_image = _seconds_per_image(experiment, content, images, network, pool) / pool.most
+    timed = part(progress, 0.3, 1.0)
+    per_image = _seconds_per_image(experiment, content, images, network, pool, progress=timed) / pool.most
     startup = _startup_seconds() + 2 * loading  # by the process that builds, then by its actors
     live_epoch = len(images) * (1.0 - experiment.data.validation) * max(1, len(experiment.needs.teacher)) * per_image
     return Plan(
@@ -112,7 +120,7 @@ def _startup_seconds() -> float:
 
 
 def _seconds_per_image(
-    experiment: Experiment, content: Content, images: ImageSet, network: Tapped, pool: Pool
+    experiment: Experiment, content: Content, images: ImageSet, network: Tapped, pool: Pool, *, progress: Progress
 ) -> float:
     """Time one actor's work on the last view: median over batches, after one that pays for what is set up once."""
     import torch
@@ -129,7 +137,8 @@ def _seconds_per_image(
         positions = np.arange(size)
         teacher_rows(source, positions, content.views)
         times: list[float] = []
-        while len(times) * size < _TIMED_IMAGES or sum(times) < _TIMED_SECONDS:
+        while (share := min(len(times) * size / _TIMED_IMAGES, sum(times) / _TIMED_SECONDS)) < 1.0:
+            progress(share, "timing the teacher")
             positions = (positions + size) % len(images)
             started = time.monotonic()
             teacher_rows(source, positions, content.views)

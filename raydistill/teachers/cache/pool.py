@@ -62,7 +62,7 @@ def _gpus_per_actor(experiment: Experiment, nodes: Nodes) -> float:
     wanted, use_gpu = experiment.cache.gpus_per_actor, experiment.scale.use_gpu
     there = any(node.get("GPU", 0) for node in nodes)
     if use_gpu is True and not there:
-        raise RunError("scale.use_gpu: true, but Ray has no GPU")
+        raise RunError("scale.use_gpu: true, but Ray has no GPU; set it to auto")
     if wanted and (use_gpu is False or not there):
         reason = "scale.use_gpu is false" if use_gpu is False else "Ray has no GPU"
         raise RunError(f"cache.gpus_per_actor = {wanted:g}, but {reason}; leave it out")

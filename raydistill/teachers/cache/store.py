@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from raydistill.errors import RunError, StorageError
 from raydistill.files import make_folders, write_atomically
+from raydistill.progress import Progress, unwatched
 from raydistill.teachers.cache.files import flocked
 from raydistill.teachers.cache.remote import Location, RemotePath
 
@@ -98,12 +99,21 @@ def remove_folder(folder: Location) -> None:
         folder.remove_folder()
 
 
-def spread(folder: Location, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def spread(folder: Location, function: Callable[[T], R], items: Iterable[T], progress: Progress = unwatched) -> list[R]:
     """Call a function for each item, several at a time where ``folder`` is remote and each call waits for answers."""
+    items = list(items)
     if isinstance(folder, Path):
-        return [function(item) for item in items]
+        return _counted(map(function, items), len(items), progress)
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        return list(pool.map(function, items))
+        return _counted(pool.map(function, items), len(items), progress)
+
+
+def _counted(answers: Iterator[R], total: int, progress: Progress) -> list[R]:
+    found: list[R] = []
+    for answer in answers:
+        found.append(answer)
+        progress(len(found) / total, f"{len(found)} of {total}")
+    return found
 
 
 def opened(path: Location) -> Any:

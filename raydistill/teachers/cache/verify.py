@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from raydistill.errors import CacheError
+from raydistill.progress import Progress, unwatched
 from raydistill.teachers.cache import store
 from raydistill.teachers.cache.codec import Array
 from raydistill.teachers.cache.manifest import (
@@ -33,7 +34,7 @@ from raydistill.teachers.cache.shards import (
 )
 
 
-def verify(path: str | Location, full: bool = False) -> list[str]:
+def verify(path: str | Location, full: bool = False, *, progress: Progress = unwatched) -> list[str]:
     """Check a cache and return one line for each fault, none for a sound cache.
 
     Quick: manifest, sizes, row counts and keys. Full: also the sha256 of every shard, the records, that ids are
@@ -49,7 +50,12 @@ def verify(path: str | Location, full: bool = False) -> list[str]:
         return [str(error)]
     problems = _guarded(lambda: check_success(folder)) + _guarded(lambda: check_links(folder))
     ids: dict[int, list[Array]] = {}
-    checked = store.spread(folder, lambda record: _check_shard(folder, manifest, record, full), manifest.shards)
+    checked = store.spread(
+        folder,
+        lambda record: _check_shard(folder, manifest, record, full),
+        manifest.shards,
+        lambda share, counted: progress(share, f"{counted} shards"),
+    )
     for record, (found, keys) in zip(manifest.shards, checked, strict=True):
         problems += found
         ids.setdefault(record.view, []).append(keys)

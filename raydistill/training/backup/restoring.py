@@ -9,6 +9,7 @@ import xxhash
 
 from raydistill.errors import ConfigError, DataError, RunError, StorageError
 from raydistill.files import TEMPORARY, make_folders, move_folder, write_atomically
+from raydistill.progress import Progress, unwatched
 from raydistill.teachers.cache import store
 from raydistill.teachers.cache.remote import Location
 from raydistill.training.backup.index import INDEX, Index, Stored, object_path, read_index
@@ -21,7 +22,7 @@ class _ObjectError(DataError):
     """An object is missing or not the one that the index names."""
 
 
-def pull(url: str, folder: Path | None = None) -> tuple[Path, Index]:
+def pull(url: str, folder: Path | None = None, *, progress: Progress = unwatched) -> tuple[Path, Index]:
     """Bring a run here from its copy; return its folder, ``runs/<name>`` where none is given, and what it holds.
 
     Raises:
@@ -35,14 +36,14 @@ def pull(url: str, folder: Path | None = None) -> tuple[Path, Index]:
     with locked_run(target):
         if target.exists():
             raise ConfigError(f"{target}: is there already; name another folder, as in `raydistill pull URL FOLDER`")
-        index = restore(place, target)
+        index = restore(place, target, progress=progress)
     if index is None:
         held = [folder.name for folder in store.folders_with(place, INDEX)]
         raise DataError(f"{place}: holds no copy of a run{f', but {held} below it do' if held else ''}")
     return target, index
 
 
-def restore(place: Location, folder: Path) -> Index | None:
+def restore(place: Location, folder: Path, *, progress: Progress = unwatched) -> Index | None:
     """Make a folder of a copy and return the copy's index; None where there is no copy, and so no folder.
 
     The caller holds the run's lock. While the run goes on elsewhere, the copy may become a newer one meanwhile; then
@@ -61,7 +62,7 @@ def restore(place: Location, folder: Path) -> Index | None:
             if index is None:
                 return None
             try:
-                _fetch(place, index, aside)
+                _fetch(place, index, aside, progress)
                 break
             except _ObjectError:
                 before, index = index, read_index(place)
@@ -75,19 +76,21 @@ def restore(place: Location, folder: Path) -> Index | None:
     return index
 
 
-def _fetch(place: Location, index: Index, folder: Path) -> None:
+def _fetch(place: Location, index: Index, folder: Path, progress: Progress) -> None:
     """Write all files of an index; of a newer one only those that are not there yet."""
     make_folders(folder, *{(folder / path).parent for path in index.files})
     room, needed = shutil.disk_usage(folder).free, sum(stored.bytes for stored in index.files.values())
     if needed > room:
-        raise RunError(f"{folder.parent}: {needed} bytes are to come from {place}, but {room} are free")
+        raise RunError(
+            f"{folder.parent}: {needed} bytes are to come from {place}, but {room} are free; name a folder elsewhere"
+        )
 
     def fetch(item: tuple[str, Stored]) -> None:
         path, stored = item
         data = _content(place, stored)
         write_atomically(folder / path, data)
 
-    store.spread(place, fetch, index.files.items())
+    store.spread(place, fetch, index.files.items(), lambda share, counted: progress(share, f"{counted} files"))
 
 
 def _content(place: Location, stored: Stored) -> bytes:
