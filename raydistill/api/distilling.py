@@ -126,7 +126,7 @@ def distill(
         },
         "methods": _methods(methods),
         "train": {"epochs": epochs, "batch_size": batch_size, "optimizer": {"lr": lr}},
-        "cache": {"root": str(cache)},
+        "cache": {"root": str(cache) if "://" in str(cache) else str(Path(cache).resolve())},
         "scale": {"workers": workers},
     }
     if tune is not None:
@@ -141,7 +141,7 @@ def distill(
     settings = dict(settings or {})
     _checked(_with(values, settings))
 
-    inputs = Path(output) / INPUTS
+    inputs = Path(output).resolve() / INPUTS  # workers may have another working directory, if Ray was there before
     stored = store_images(dataset, test, inputs)
     values["data"] |= _images(stored, mean, std)
     for role, network in given.items():
@@ -156,7 +156,7 @@ def distill(
         job = _Job(experiment, resume=resume, progress=progress)
         built = job.cache()
         run, values, sweep = job.sweep() if experiment.tune is not None else job.train()
-    return Distilled(_trained(given.get("student"), run, stored), run, values, sweep, built)
+    return Distilled(_trained(run, stored, given, handed), run, values, sweep, built)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _checked(values: Mapping[str, Any]) -> Experiment:
 
 def _images(stored: Stored, mean: _Moments, std: _Moments) -> dict[str, Any]:
     """Return what the section ``data`` says of the images that were written."""
-    moments = {"mean": _each(mean), "std": _each(std)}
+    moments = {"mean": _each(mean, stored.shape[0]), "std": _each(std, stored.shape[0])}
     found: dict[str, Any] = {"root": str(stored.folder), **moments}
     if stored.shape[0] == 1:  # decoded to colours otherwise
         teachers = {f"teacher_{key}": value for key, value in moments.items()}
@@ -242,8 +242,8 @@ def _images(stored: Stored, mean: _Moments, std: _Moments) -> dict[str, Any]:
     return found
 
 
-def _each(moments: _Moments) -> list[float]:
-    return [float(moments)] if isinstance(moments, int | float) else [float(value) for value in moments]
+def _each(moments: _Moments, channels: int) -> list[float]:
+    return [float(value) for value in ([moments] * channels if isinstance(moments, int | float) else moments)]
 
 
 def _width(experiment: Experiment, role: str, stored: Stored) -> int:
@@ -307,12 +307,12 @@ def _require_the_same(experiment: Experiment) -> None:
         )
 
 
-def _trained(given: nn.Module | None, run: Path, stored: Stored) -> nn.Module:
-    """Return the trained student: a copy of what was given, or the network of that name."""
-    if given is not None:
-        student = copy.deepcopy(given).cpu()
+def _trained(run: Path, stored: Stored, given: Mapping[str, nn.Module], handed: Mapping[str, str]) -> nn.Module:
+    """Return the trained student: a copy of what was given, or the network of the run's name, as a sweep may choose."""
+    config = load_experiment(run / CONFIG)
+    if config.student.model == handed.get("student"):
+        student = copy.deepcopy(given["student"]).cpu()
     else:
-        config = load_experiment(run / CONFIG)
         classes = stored.classes or config.data.num_classes or 0
         student = build_model(config.student.model, classes, stored.shape[0])
     load_weights(student, run / STUDENT_WEIGHTS)

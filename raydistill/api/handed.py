@@ -44,7 +44,8 @@ def hand_over(network: nn.Module, role: str) -> str:
     """Keep a copy of a network, on the CPU, and return the name that stands for it in experiments of this process.
 
     Raises:
-        ConfigError: it cannot be copied, or its state is empty or holds more than tensors of known shapes; ``role`` says whose.
+        ConfigError: it cannot be copied, or its state is empty or holds more than tensors of known shapes; the line
+            begins with ``role``.
     """
     kind = type(network).__name__
     if any(is_lazy(value) for value in network.parameters()):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import raydistill
+
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
@@ -24,3 +26,4 @@ def test_every_block_of_the_page_runs_in_its_turn(tmp_path: Path, monkeypatch: p
     assert cells["result"].top1 > 50
     assert len(cells["best"].trials) == 4
     assert (tmp_path / "report.html").is_file()
+    assert raydistill.export(cells["result"].run, "torch")["max_abs_diff"] < 1e-4
