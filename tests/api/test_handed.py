@@ -105,6 +105,8 @@ def test_workers_build_what_is_offered_and_nothing_afterwards() -> None:
         process, _, names = ray.get(ray.remote(build).remote(name))
     assert process != os.getpid()
     assert names == list(network.state_dict())
+    with offered([("student", name)]):  # at once, by the same name
+        assert isinstance(ray.get(ray.get_actor(name).data.remote()), bytes)
 
     other = hand_over(small(width=4), "student")
     _, message, _ = ray.get(ray.remote(build).remote(other))
