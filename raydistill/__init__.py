@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raydistill.api.distilling import distill as distill
+    from raydistill.api.outcome import Distilled as Distilled
     from raydistill.config import Experiment as Experiment
     from raydistill.config import load_experiment as load_experiment
     from raydistill.errors import CacheError as CacheError
@@ -30,12 +32,14 @@ _WHERE = {
     "CacheError": "raydistill.errors:CacheError",
     "ConfigError": "raydistill.errors:ConfigError",
     "DataError": "raydistill.errors:DataError",
+    "Distilled": "raydistill.api.outcome:Distilled",
     "Experiment": "raydistill.config:Experiment",
     "RunError": "raydistill.errors:RunError",
     "TeacherCache": "raydistill.teachers.cache.read:TeacherCache",
     "WeightsError": "raydistill.errors:WeightsError",
     "build_cache": "raydistill.teachers.cache.build:build_cache",
     "build_model": "raydistill.models.zoo:build_model",
+    "distill": "raydistill.api.distilling:distill",
     "evaluate": "raydistill.evaluation.card:evaluate_run",
     "export": "raydistill.exporting.export:export_run",
     "load_experiment": "raydistill.config:load_experiment",

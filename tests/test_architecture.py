@@ -29,8 +29,12 @@ ROOMS |= {
     "tuning": BELOW_TEACHERS | {"teachers", "evaluation", "training", "tuning"},
     "reporting": BELOW_TEACHERS | {"teachers", "evaluation", "training", "reporting"},
     "exporting": BELOW_TEACHERS | {"teachers", "evaluation", "training", "exporting"},
+    "api": BELOW_TEACHERS
+    | {"teachers", "evaluation", "training", "tuning", "reporting", "display", "sweep_display", "api"},
 }
 RAY_MAY_BE_IMPORTED_BY = {
+    "api/handed.py",
+    "api/pickling.py",
     "cluster.py",
     "doctor.py",
     "patience.py",

@@ -361,8 +361,8 @@ class DataConfig(_Section):
         wrong = []
         if sides.teacher_root and self.name != "image_folder":
             wrong.append(f"modalities.teacher_root: the data set '{self.name}' does not take it, only image_folder")
-        if "grey" in (sides.student, sides.teacher) and self.name != "image_folder":
-            wrong.append(f"modalities: 'grey' is for folders of grey images; of '{self.name}' take luminance")
+        if "grey" in (sides.student, sides.teacher) and self.name not in ("image_folder", "parquet"):
+            wrong.append(f"modalities: 'grey' is for folders and files of grey images; of '{self.name}' take luminance")
         return wrong
 
     def _colourless(self) -> list[str]:

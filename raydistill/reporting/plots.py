@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raydistill.measures import VALIDATION
 from raydistill.reporting.drawing import COLOURS, STYLE, figure_of, metric_name, plain, points, svg_of
 from raydistill.reporting.reading import Metrics
 from raydistill.reporting.runs import RunRecord
@@ -33,18 +35,26 @@ def validation_curves(groups: Mapping[str, Sequence[RunRecord]], metric: str = "
 
 def loss_curves(label: str, records: Sequence[RunRecord]) -> str:
     """Draw the training loss of runs of one group, and the terms that it is the weighted sum of."""
-    names = dict.fromkeys(key for record in records for epoch in record.metrics for key in epoch)
-    methods = {method for record in records for method in record.methods}
-    # Only losses: rates and accuracies that a run may report under train/ live on other scales.
-    terms = [name for name in names if name.startswith("train/") and name.removeprefix("train/") in methods]
     with mpl.rc_context(STYLE):
         figure, axes = figure_of(4.2, 2.8)
-        for number, name in enumerate(["train/loss", *terms]):
-            for position, record in enumerate(records):
-                shown = name.removeprefix("train/") if position == 0 else None
-                _line(axes, record.metrics, name, number, label=shown)
-        _finish_epochs(axes, "training loss")
+        _losses(axes, records)
         return svg_of(figure, f"training loss of {label}")
+
+
+def training_course(record: RunRecord) -> Figure:
+    """Return a figure of one run: its losses, and beside them what was measured on held-out images.
+
+    That is ``val/top1``, or else the first measure of that kind.
+    """
+    measured = [name for epoch in record.metrics for name in epoch if name.startswith(VALIDATION)]
+    metric = "val/top1" if "val/top1" in measured else next(iter(measured), "val/top1")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        losses, validation = figure.subplots(1, 2)
+        _losses(losses, [record])
+        _line(validation, record.metrics, metric, 0, label=None)
+        _finish_epochs(validation, metric_name(metric))
+    return figure
 
 
 def comparison_plot(frame: pd.DataFrame) -> str:
@@ -79,6 +89,19 @@ def correlation_map(name: str, differences: pd.DataFrame) -> str:
         figure.colorbar(shown, ax=axes, label="difference of correlations")
         axes.set_title(plain(name, 44))
         return svg_of(figure, f"difference between the correlations of student's and teacher's logits, {name}")
+
+
+def _losses(axes: Axes, records: Sequence[RunRecord]) -> None:
+    """Draw the training losses of runs of one group, and their terms."""
+    names = dict.fromkeys(key for record in records for epoch in record.metrics for key in epoch)
+    methods = {method for record in records for method in record.methods}
+    # Only losses: rates and accuracies that a run may report under train/ live on other scales.
+    terms = [name for name in names if name.startswith("train/") and name.removeprefix("train/") in methods]
+    for number, name in enumerate(["train/loss", *terms]):
+        for position, record in enumerate(records):
+            shown = name.removeprefix("train/") if position == 0 else None
+            _line(axes, record.metrics, name, number, label=shown)
+    _finish_epochs(axes, "training loss")
 
 
 def _line(axes: Axes, history: Sequence[Metrics], name: str, number: int, label: str | None) -> None:
