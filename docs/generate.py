@@ -45,19 +45,20 @@ def _command(name: str, command: Any) -> str:
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
     usage = " ".join([name, *(_metavar(each) for each in arguments)])
-    rows = [f"| `{_metavar(each)}` | {_cell(each.help)} | {_default(each)} |" for each in arguments]
-    rows += [f"| `{_option(each)}` | {_cell(each.help)} | {_default(each)} |" for each in options]
+    rows = [f"| `{_cell(_metavar(each))}` | {_cell(each.help)} | {_default(each)} |" for each in arguments]
+    rows += [f"| `{_cell(_option(each))}` | {_cell(each.help)} | {_default(each)} |" for each in options]
     table = ["| argument or option | is | default |", "|---|---|---|", *rows] if rows else []
     return "\n\n".join([f"## {name}", f"`{usage}`", inspect.cleandoc(command.help or ""), "\n".join(table)]).strip()
 
 
 def _metavar(argument: Any) -> str:
-    return str(argument.metavar or argument.name.upper())
+    name = str(argument.metavar or argument.name.upper())
+    return name if argument.required or name.startswith("[") else f"[{name}]"
 
 
 def _option(option: Any) -> str:
     names = ", ".join([*option.opts, *option.secondary_opts])
-    return names if option.is_flag else f"{names} {option.metavar or option.type.name.upper()}"
+    return names if option.is_flag else f"{names} {option.metavar or option.name.upper()}"
 
 
 def _default(parameter: Any) -> str:
@@ -120,7 +121,7 @@ def _shown(field: Any) -> str:
     if value is PydanticUndefined:
         return "-"
     if isinstance(value, BaseModel):
-        return "its own"
+        return "its defaults"
     if value is None:
         return "null"
     if isinstance(value, tuple):
@@ -142,7 +143,7 @@ def _allowed(schema: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     if kind == "object":
         inner = schema.get("additionalProperties")
         return f"names → {_allowed(inner, known)}" if isinstance(inner, Mapping) else "section"
-    bounds = " and ".join(f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema)
+    bounds = " and ".join(f"{sign} {schema[key]:.12g}" for key, sign in _BOUNDS.items() if key in schema)
     return " ".join(filter(None, [_WORDS.get(str(kind), "any"), bounds]))
 
 

@@ -37,10 +37,16 @@ class Line:
 
     @property
     def words(self) -> list[str]:
-        """The words of the first command of the line; brackets around what may be left out are no part of it."""
-        words = shlex.split(re.sub(r"\[(-[^]]*)\]", r"\1", self.text), comments=True)
+        """The words of the first command of the line, with all that may be left out and the first of alternatives."""
+        plain = re.sub(r"(?<= )\[([^]]*)\]", r"\1", self.text)
+        words = shlex.split(re.sub(r"(\w)\|\w+", r"\1", plain).replace("--seed N", "--seed 0"), comments=True)
         end = next((n for n, word in enumerate(words) if word in OPERATORS), len(words))
         return [word for word in words[:end] if word != "..."]
+
+    @property
+    def is_abridged(self) -> bool:
+        """Whether the page leaves the rest to the reader."""
+        return " ..." in self.text
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.number}: {self.text}"

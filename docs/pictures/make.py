@@ -26,7 +26,7 @@ COLOURS = 128
 
 @dataclass(frozen=True)
 class Part:
-    """A section of the report: from ``begins`` to ``ends``, shown to a depth of ``height`` pixels."""
+    """What a report has from ``begins`` to ``ends``, or to its section's end, shown to a depth of ``height`` pixels."""
 
     name: str
     begins: str
@@ -37,9 +37,9 @@ class Part:
 PARTS = (
     Part("comparison", '<section id="comparison">', "</section>"),
     Part("curves", '<section id="curves">', "<h3>Training loss"),
-    Part("images", "<h3>Images that became better and worse</h3>", "<h3>Nearest neighbours"),
+    Part("images", "<h3>Images that became better and worse</h3>", "<h3>Correlations of the logits"),
 )
-SWEEP = Part("sweep", '<section id="sweep">', "<h4>Accuracy against cost</h4>")
+SWEEP = Part("sweep", "<h4>All trials at once</h4>", "<h4>Best so far against compute</h4>")
 
 
 def main() -> None:
@@ -62,7 +62,8 @@ def take(report: str, part: Part, chromium: str, folder: Path) -> None:
     """Show one part alone, photograph it, cut off what is empty, and keep few colours."""
     head, _, body = report.partition("<main>")
     shown = body[body.index(part.begins) :]
-    shown = shown[: shown.index(part.ends)]
+    end = shown.find(part.ends)
+    shown = shown[: end if end >= 0 else shown.index("</section>")]
     page, picture = folder / f"{part.name}.html", folder / f"{part.name}.png"
     page.write_text(f"{re.sub('<header>.*</header>', '', head, flags=re.DOTALL)}<main>{shown}</main></body></html>")
     subprocess.run(
