@@ -86,14 +86,9 @@ def commands(block: Block) -> Iterator[Line]:
             yield Line(block.page, block.line + 1 + first, text.removeprefix("$ "), tuple(shown))
 
 
-def all_commands() -> list[Line]:
-    return [
-        line
-        for page in pages()
-        for block in blocks(page)
-        if block.language in ("console", "sh")
-        for line in commands(block)
-    ]
+def commands_of(page: Path) -> list[Line]:
+    shown = (block for block in blocks(page) if block.language in ("console", "sh"))
+    return [line for block in shown for line in commands(block)]
 
 
 def links(page: Path) -> list[tuple[Path, str]]:

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import dropwhile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,11 @@ from raydistill.errors import ConfigError
 from raydistill.methods.registry import METHODS
 from raydistill.reporting.layouts import load_layout
 from raydistill.submitting import parse_job
-from tests.pages import ROOT, Block, Line, all_commands, anchors, blocks, commands, links, pages
+from tests.pages import ROOT, Block, Line, anchors, blocks, commands, commands_of, links, pages
 
 README = ROOT / "README.md"
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 EXPERIMENTS = ROOT / "experiments"
-OTHERS = {"aws", "docker", "export", "kubectl", "ray"}
-"""What begins a line of other people's tools."""
 MADE_BY_COMMANDS = ("runs/",)
 """Folders of files that an earlier command leaves."""
 PLACEHOLDERS = {"CONFIG", "FILE"}
@@ -91,47 +90,42 @@ def check_raydistill(line: Line, words: list[str]) -> None:
 
 
 @contextmanager
-def as_script(path: Path, words: list[str], patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run things as if a script had been started, and forget its neighbours' modules afterwards."""
+def as_script(path: Path, words: list[str]) -> Iterator[pytest.MonkeyPatch]:
+    """Run things as if a script had been started, and forget its neighbours' modules and settings afterwards."""
     before, environment = dict(sys.modules), dict(os.environ)
-    folder = str(EXPERIMENTS)
-    for name, module in before.items():  # scripts of other folders have modules of the same names
-        if str(getattr(module, "__file__", "") or "").startswith(folder):
-            del sys.modules[name]
-    with patch.context() as here:
-        here.setattr(sys, "argv", [str(path), *words])
-        here.setattr(sys, "path", [str(path.parent), *sys.path])
+    _forget_scripts()  # those of other folders have modules of the same names
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *words])
+        patch.setattr(sys, "path", [str(path.parent), *sys.path])
         try:
-            yield
+            yield patch
         finally:
-            for name in [*sys.modules]:
-                if str(getattr(sys.modules[name], "__file__", "") or "").startswith(folder):
-                    del sys.modules[name]
+            _forget_scripts()
             sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
             os.environ.clear()
             os.environ.update(environment)
 
 
-def understood(path: Path, words: list[str], patch: pytest.MonkeyPatch) -> argparse.Namespace:
-    """What a script's own parser makes of its arguments; nothing behind that is run."""
-    found: list[argparse.Namespace] = []
+def _forget_scripts() -> None:
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", "") or "").startswith(str(EXPERIMENTS)):
+            del sys.modules[name]
+
+
+def understand(path: Path, words: list[str]) -> None:
+    """Let a script's own parser read its arguments; nothing behind that is run."""
     parse = argparse.ArgumentParser.parse_args
 
-    def stop(self: argparse.ArgumentParser, *arguments: Any, **named: Any) -> Any:
-        found.append(parse(self, *arguments, **named))
+    def stop(*arguments: Any, **named: Any) -> Any:
+        parse(*arguments, **named)
         raise Parsed
 
-    with as_script(path, words, patch):
+    with as_script(path, words) as patch, pytest.raises(Parsed):
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-        try:
-            with pytest.raises(Parsed):
-                runpy.run_path(str(path), run_name="__main__")
-        finally:
-            patch.setattr(argparse.ArgumentParser, "parse_args", parse)
-    return found[0]
+        runpy.run_path(str(path), run_name="__main__")
 
 
-def check_python(words: list[str], patch: pytest.MonkeyPatch, *, abridged: bool) -> None:
+def check_python(line: Line, words: list[str]) -> None:
     first = words[0]
     if first == "-c":
         compile(words[1], "docs", "exec")
@@ -141,43 +135,59 @@ def check_python(words: list[str], patch: pytest.MonkeyPatch, *, abridged: bool)
         assert (ROOT / first).is_file() and words[1:] == []
     else:
         assert (ROOT / first).is_file()
-        if not abridged:
-            understood(ROOT / first, words[1:], patch)
+        if not line.is_abridged:
+            understand(ROOT / first, words[1:])
 
 
-def check_tests(words: list[str]) -> None:
+def check_tests(line: Line, words: list[str]) -> None:
     for word in words:
         assert not word.endswith(".py") or (ROOT / word).is_file()
 
 
-def check_install(words: list[str]) -> None:
+def check_install(line: Line, words: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for name in re.findall(r"\[(\w+)\]", " ".join(words)):
         assert name in extras
 
 
-def check_line(line: Line, patch: pytest.MonkeyPatch) -> None:
+def check_make(line: Line, words: list[str]) -> None:
+    assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def check_slurm(line: Line, words: list[str]) -> None:
+    assert (ROOT / words[0]).is_file()
+    check_raydistill(line, words[1:])
+
+
+def check_machines(line: Line, words: list[str]) -> None:
+    check_raydistill(line, words[words.index("--") + 1 :])
+
+
+def check_other(line: Line, words: list[str]) -> None:
+    assert all((ROOT / word).exists() for word in words if word.startswith("experiments/"))
+
+
+CHECKS: Mapping[str, Callable[[Line, list[str]], None]] = {
+    "raydistill": check_raydistill,
+    ".venv/bin/raydistill": check_raydistill,
+    "python": check_python,
+    "pytest": check_tests,
+    "pip": check_install,
+    "make": check_make,
+    "sbatch": check_slurm,
+    "experiments/cluster/machines.sh": check_machines,
+    **dict.fromkeys(("aws", "docker", "export", "kubectl", "ray"), check_other),
+}
+
+
+def check_line(line: Line) -> None:
+    """Check a line by the tool that it begins with, behind values that are set for it."""
     words = line.words
-    tool, rest = words[0], words[1:]
-    if tool.endswith("/raydistill") or tool == "raydistill":
-        check_raydistill(line, rest)
-    elif tool == "python":
-        check_python(rest, patch, abridged=line.is_abridged)
-    elif tool == "make":
-        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    elif tool == "pytest":
-        check_tests(rest)
-    elif tool == "pip":
-        check_install(rest)
-    elif tool == "sbatch":
-        check_raydistill(line, rest[1:])
-        assert (ROOT / rest[0]).is_file()
-    elif tool.startswith("experiments/"):
-        check_raydistill(line, rest[rest.index("--") + 1 :])
-        assert (ROOT / tool).is_file()
-    else:
-        assert tool in OTHERS or re.fullmatch(r"[A-Z_]+=.*", tool), f"nobody checks '{tool}'"
-        assert all((ROOT / word).exists() for word in rest if word.startswith("experiments/"))
+    words = [re.sub(r"^[A-Z_]+=\$\(", "", words[0]), *words[1:]]  # NAME=$(command
+    words = list(dropwhile(re.compile(r"[A-Z_]+=").match, words))
+    if words:
+        assert words[0] in CHECKS, f"nobody checks '{words[0]}'"
+        CHECKS[words[0]](line, words[1:])
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if any(blocks(page))], ids=lambda page: page.stem)
@@ -186,16 +196,16 @@ def test_every_command_is_understood_by_what_runs_it(
 ) -> None:
     monkeypatch.chdir(ROOT)
     failed = {}
-    for line in (each for each in all_commands() if each.page == page):
+    for line in commands_of(page):
         try:
-            check_line(line, monkeypatch)
+            check_line(line)
         except (Exception, SystemExit) as error:  # all of them are told at once
             failed[str(line)] = f"{error!r} {capsys.readouterr().err[-300:]}"
     assert not failed
 
 
 def test_commands_of_every_kind_are_found() -> None:
-    tools = Counter(line.words[0] for line in all_commands())
+    tools = Counter(line.words[0] for page in pages() for line in commands_of(page))
     assert tools["raydistill"] > 30 and tools["python"] > 20 and tools["make"] > 4
 
 
@@ -215,7 +225,7 @@ def test_a_wrong_command_does_not_pass(
 ) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(BaseException, match=said):
-        check_line(Line(README, 1, text), monkeypatch)
+        check_line(Line(README, 1, text))
     capsys.readouterr()
 
 
@@ -241,7 +251,7 @@ def test_a_script_reads_the_arguments_that_it_tells(
     told = [line for line in own_commands(path) if path.relative_to(ROOT).as_posix() in line.text]
     assert told or path.parent.name == "cluster"
     for line in told:
-        check_line(line, monkeypatch)
+        check_line(line)
     capsys.readouterr()
 
 
@@ -255,7 +265,7 @@ def test_the_commands_in_the_head_of_an_experiment_are_understood(path: Path, mo
     told = own_commands(path)
     assert told
     for line in told:
-        check_line(line, monkeypatch)
+        check_line(line)
 
 
 def test_the_index_has_every_experiment() -> None:

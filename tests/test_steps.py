@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 IMAGES = 64
 SIDE = 64
+CLASSES = 1000
 FIXED = {"deit_small_16": 224, "torchvision/alexnet": 224}
 """Networks that take images of one size alone, or of no smaller."""
 
@@ -46,8 +47,10 @@ def made_up(path: Path, weights: Path) -> Experiment:
     changes: dict[str, Any] = {"data": _data(experiment), "cache.views": 0, "tune": None}
     if known.shape is None:
         changes |= {"train.batch_size": 8, "train.accumulate": 1, "scale.workers": 1, "train.precision": "fp32"}
+        drawing = [label for label, method in experiment.methods.items() if hasattr(method, "negatives")]
+        changes |= {f"methods.{label}.negatives": IMAGES // 4 for label in drawing}
     if teacher is not None:
-        classes, channels = (known.num_classes or 1000), (known.shape or (3,))[0]
+        classes, channels = (known.num_classes or CLASSES), (known.shape or (3,))[0]
         plain = build_model(teacher.model, classes, channels).state_dict
         torch.save(PUBLISHED.get(teacher.layout, lambda name: plain())(teacher.model), weights)
         changes |= {"teacher.weights": str(weights), "teacher.source": "live"}
@@ -63,7 +66,7 @@ def _data(experiment: Experiment) -> dict[str, Any]:
     return {
         "name": "synthetic",
         "synthetic_size": IMAGES if experiment.data.known.shape is None else 6000,
-        "synthetic_classes": experiment.data.known.num_classes or 10,
+        "synthetic_classes": experiment.data.known.num_classes or CLASSES,
         "synthetic_channels": channels,
         "synthetic_image_size": side,
         "validation": 0.1,
