@@ -15,6 +15,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -74,7 +75,10 @@ def check_raydistill(line: Line, words: list[str]) -> None:
     if found is None or found[0] in PLACEHOLDERS or found[0].startswith(MADE_BY_COMMANDS):
         return
     if line.page in TUTORIALS:
-        assert found[0] in {saved for block in blocks(line.page) if (saved := _saved_as(block))}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, found[0])
+            path.write_text({_saved_as(block): block.text for block in blocks(line.page)}[found[0]])
+            load_experiment(path, found[1])
         return
     if line.output and line.output[0].startswith("raydistill: "):  # the page shows a mistake and what is said of it
         with pytest.raises(ConfigError) as told:
