@@ -1,4 +1,4 @@
-"""What a student loses by learning from a cache instead of a live teacher. Prints the README's tables.
+"""What a student loses by learning from a cache instead of a live teacher. Prints tables of docs/benchmarks.md.
 
     python experiments/fashion-mnist/cached.py views kd            # how many replayed views it needs; seeds 0 to 2
     python experiments/fashion-mnist/cached.py views compress      # the same without labels, judged by k-NN

@@ -1,4 +1,4 @@
-"""Other tools read the shards as they are, and the README's few lines turn them into numbers."""
+"""Other tools read the shards as they are, and a page's few lines turn them into numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raydistill.teachers.cache.manifest import SHARDS
 from raydistill.teachers.cache.read import TeacherCache
 from tests.teachers.conftest import ENCODINGS
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cache.md"
 Columns = Mapping[str, Any]
 
 
@@ -40,7 +40,7 @@ TOOLS: dict[str, Callable[[Path], Columns]] = {
 
 @pytest.fixture(scope="module")
 def decode() -> Callable[[Path, Columns, str], np.ndarray[Any, Any]]:
-    (code,) = re.findall(r"```python\n(import json\n.*?)```", README.read_text(), flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(import json\n.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
     return names["decode"]
