@@ -216,7 +216,7 @@ def test_commands_of_every_kind_are_found() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("raydistill trian x.yaml", "No such command"),
+        ("raydistill trian x.yaml", "no command .trian."),
         ("raydistill train experiments/fashion-mnist/kd.yaml --resum", "No such option"),
         ("raydistill train experiments/fashion-mnist/kd.yaml train.epochz=3", "unknown key"),
         ("raydistill train experiments/fashion-mnist/absent.yaml", "no such experiment file"),
