@@ -1,10 +1,12 @@
-"""What the pages of the documentation hold: fenced blocks, commands, links and headings."""
+"""What the pages of the documentation hold: fenced blocks, commands, links and headings; and how one is followed."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -12,6 +14,7 @@ from textwrap import dedent
 ROOT = Path(__file__).parents[1]
 FENCED = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)")
+SAVED = re.compile(r"Save this as `([\w.]+)`:\s*$")
 OPERATORS = {"&", "&&", ";", "|", ">", "<", "2>"}
 
 
@@ -105,3 +108,26 @@ def anchors(page: Path) -> set[str]:
     text = FENCED.sub("", page.read_text("utf-8"))
     titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def saved_as(block: Block) -> str | None:
+    """Return the name under which a reader is told to save a block."""
+    found = SAVED.search(block.before)
+    return found[1] if found else None
+
+
+def follow(page: Path, folder: Path, *, done: Collection[str] = ()) -> None:
+    """Do in a folder what a page tells its reader to do, but for commands that are done already."""
+    program = Path(sys.executable).with_name("raydistill")
+    alias = [str(program)] if program.is_file() else [sys.executable, "-m", "raydistill.cli"]
+    for block in blocks(page):
+        if saved := saved_as(block):
+            (folder / saved).write_text(block.text)
+        elif block.language == "python":
+            subprocess.run([sys.executable, "-c", block.text], cwd=folder, check=True)
+        for line in commands(block) if block.language == "console" else ():
+            if " ".join(line.words) not in done:
+                ended = subprocess.run(
+                    [*alias, *line.words[1:]], cwd=folder, capture_output=True, text=True, check=False
+                )
+                assert ended.returncode == 0, f"{line}\n{ended.stderr[-3000:]}"

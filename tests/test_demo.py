@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import ROOT, follow
+
 
 @pytest.mark.slow
 def test_the_demo_goes_from_a_teacher_to_a_report(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "raydistill.cli", "demo", "--json", "--output", "here"]
+    command = [sys.executable, "-m", "raydistill.cli", "demo", "--json"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     answer = json.loads(ended.stdout.splitlines()[-1])
@@ -23,9 +25,10 @@ def test_the_demo_goes_from_a_teacher_to_a_report(tmp_path: Path) -> None:
     assert min(answer["baseline_top1"], answer["student_top1"]) > 60.0
     page = (tmp_path / answer["report"]).read_text()
     assert "Sweep" in page
-    assert {path.name for path in tmp_path.iterdir()} == {"here"}
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     for name in ("teacher", "sweep", "student", "alone"):
         assert (tmp_path / answer["run"] / name / "_SUCCESS").is_file()
+    follow(ROOT / "docs" / "tutorials" / "demo.md", tmp_path, done=["raydistill demo"])
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ import importlib.util
 import os
 import re
 import runpy
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -34,7 +33,7 @@ from raydistill.errors import ConfigError
 from raydistill.methods.registry import METHODS
 from raydistill.reporting.layouts import load_layout
 from raydistill.submitting import parse_job
-from tests.pages import ROOT, Block, Line, anchors, blocks, commands, commands_of, links, pages
+from tests.pages import ROOT, Block, Line, anchors, blocks, commands_of, follow, links, pages, saved_as
 
 README = ROOT / "README.md"
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -43,7 +42,6 @@ MADE_BY_COMMANDS = ("runs/",)
 """Folders of files that an earlier command leaves."""
 PLACEHOLDERS = {"CONFIG", "FILE"}
 DASH = "\N{EN DASH}"
-SAVED = re.compile(r"Save this as `([\w.]+)`:\s*$")
 
 
 class Parsed(BaseException):
@@ -77,7 +75,7 @@ def check_raydistill(line: Line, words: list[str]) -> None:
     if line.page in TUTORIALS:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, found[0])
-            path.write_text({_saved_as(block): block.text for block in blocks(line.page)}[found[0]])
+            path.write_text({saved_as(block): block.text for block in blocks(line.page)}[found[0]])
             load_experiment(path, found[1])
         return
     if line.output and line.output[0].startswith("raydistill: "):  # the page shows a mistake and what is said of it
@@ -364,22 +362,9 @@ def test_the_readme_has_every_method_with_its_file_and_numbers() -> None:
         assert there == (f"{published[(name,)]:.2f}" if (name,) in published else DASH)
 
 
-def _saved_as(block: Block) -> str | None:
-    found = SAVED.search(block.before)
-    return found[1] if found else None
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in TUTORIALS if page.stem != "demo"], ids=lambda page: page.stem)
 def test_a_tutorial_can_be_followed(page: Path, tmp_path: Path) -> None:
-    program = Path(sys.executable).with_name("raydistill")
-    alias = [str(program)] if program.is_file() else [sys.executable, "-m", "raydistill.cli"]
-    for block in blocks(page):
-        if saved := _saved_as(block):
-            (tmp_path / saved).write_text(block.text)
-        elif block.language == "python":
-            subprocess.run([sys.executable, "-c", block.text], cwd=tmp_path, check=True)
-        for line in commands(block) if block.language == "console" else ():
-            ended = subprocess.run([*alias, *line.words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
-            assert ended.returncode == 0, f"{line}\n{ended.stderr[-3000:]}"
+    """The demo's is followed where the demo is tested."""
+    follow(page, tmp_path)
     assert any((tmp_path / "runs").iterdir())
