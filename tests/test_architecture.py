@@ -19,8 +19,9 @@ ROOMS = {
     "methods": LEAVES | {"methods"},
     "data": LEAVES | {"data"},
 }
+SECTIONS = {f"{name}_config" for name in ("train", "network", "cache", "scale", "track", "tune", "evaluate")}
 BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster", "section"}
-BELOW_TEACHERS |= {"tune_config", "evaluate_config", "protocol_names", "reachable"}
+BELOW_TEACHERS |= SECTIONS | {"protocol_names", "reachable"}
 ROOMS |= {
     "starting": BELOW_TEACHERS | {"starting"},
     "teachers": BELOW_TEACHERS | {"teachers"},

@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from raydistill.config import Experiment, TeacherConfig, load_experiment
+from raydistill.config import Experiment, load_experiment
 from raydistill.data.config import DataConfig
 from raydistill.evaluation.cost import mult_adds
 from raydistill.methods.base import Setting, Shapes
 from raydistill.models.taps import Tapped
 from raydistill.models.zoo import build_model
+from raydistill.network_config import TeacherConfig
 from raydistill.teachers.cache.manifest import Augmentation, Content, DataContent, Preprocessing, TeacherContent
 from raydistill.teachers.cache.request import needing_every_logit
 from raydistill.teachers.cache.shards import row_bytes

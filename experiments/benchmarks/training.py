@@ -1,6 +1,6 @@
 """Images a second of cached training, as ratios to training without a teacher and to distillation as it is usual.
 
-    python experiments/benchmarks/training.py [--student wrn_16_2] [--threads 2] [--other-sizes]
+    python experiments/benchmarks/training.py [--student wrn_16_2] [--threads 2] [--methods crd] [--other-sizes]
 
 Fashion-MNIST padded to 3 x 32 x 32, batch 64; teacher outputs are random numbers of the shapes of
 wrn_40_2's, which take the time of real ones. All ways take turns within one process: a round is so many steps of each.
@@ -14,7 +14,8 @@ Printed is the median of the rounds' ratios, since machines slow down for second
    step, for CRD negatives drawn for each sample on the CPU and B x 16385 rows of both banks gathered.
 
 Queues have 16384 keys, the rest is as the methods' defaults. With ``--other-sizes`` those of the papers and of
-``experiments/fashion-mnist`` are measured too, for which there is no target.
+``experiments/fashion-mnist`` are measured too, for which there is no target. ``--methods`` leaves out all others and
+the usual loop; fewer ``--steps`` in more ``--rounds`` tell more of a ratio where a machine's speed changes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--methods", nargs="+", choices=CACHED)
     parser.add_argument("--other-sizes", action="store_true")
     parser.add_argument("--student", default="wrn_16_2")
     parser.add_argument("--json", action="store_true")
@@ -112,11 +114,12 @@ def main() -> None:
     device = torch.device(options.device)
     work = Work(options.student, *padded_images(options.root), device)
 
+    cases = {name: CACHED[name] for name in options.methods or CACHED} | (OTHER_SIZES if options.other_sizes else {})
+    parts = [("cached training against a bare loop without a teacher", cached_ways(work, cases))]
+    if options.methods is None:
+        parts.append(("cached training against the usual loop", usual_ways(work)))
     made = []
-    for title, ways in (
-        ("cached training against a bare loop without a teacher", cached_ways(work, other_sizes=options.other_sizes)),
-        ("cached training against the usual loop", usual_ways(work)),
-    ):
+    for title, ways in parts:
         print(f"\n{title}\n{'':<26}{'images/s':>10}{'ratio':>8}{'least':>8}{'most':>8}{'tuned':>8}  wanted", file=out)
         for row in measured(ways, device, rounds=options.rounds, steps=options.steps):
             made.append(row)
@@ -169,9 +172,8 @@ def ratios_of(mine: list[float], others: list[float]) -> list[float]:
     return [left / right for left, right in zip(mine, others, strict=True)]
 
 
-def cached_ways(work: Work, *, other_sizes: bool) -> list[Way]:
-    """The bare loops, and every method from the cache."""
-    cases = CACHED | (OTHER_SIZES if other_sizes else {})
+def cached_ways(work: Work, cases: Mapping[str, tuple[dict[str, Any], float | None]]) -> list[Way]:
+    """The bare loops, and methods from the cache."""
     ways = [Way(BARE, bare_loop(work, tuned=False)), Way(TUNED, bare_loop(work, tuned=True))]
     return ways + [Way(name, ours(methods, work), wanted) for name, (methods, wanted) in cases.items()]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from raydistill.config import Experiment, NetworkConfig, TeacherConfig, load_experiment
+from raydistill.config import Experiment, load_experiment
 from raydistill.data.folder import has_test_images
 from raydistill.errors import ConfigError, DataError, RunError, did_you_mean
 from raydistill.evaluation.card_files import CARD, CORRELATION, PANELS, PREDICTIONS
@@ -22,6 +22,7 @@ from raydistill.evaluation.protocols import PROTOCOLS, Values
 from raydistill.evaluation.subject import TEST, Subject
 from raydistill.files import write_atomically, writing
 from raydistill.models.loading import build_described
+from raydistill.network_config import NetworkConfig, TeacherConfig
 from raydistill.progress import Progress, part, unwatched
 from raydistill.protocol_names import ALL
 

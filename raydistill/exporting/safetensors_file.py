@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from raydistill.config import NetworkConfig
 from raydistill.errors import ConfigError, WeightsError
 from raydistill.exporting.deployed import Deployed, Description
 from raydistill.exporting.parity import Predictor
 from raydistill.models.loading import build_described
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import FUNCTION, check_name
+from raydistill.network_config import NetworkConfig
 
 FILE = "student.safetensors"
 _KEY = "raydistill"

@@ -8,9 +8,10 @@ from raydistill.errors import ConfigError, did_you_mean
 from raydistill.models.loading import build_described
 
 if TYPE_CHECKING:
-    from raydistill.config import Experiment, TeacherConfig
+    from raydistill.config import Experiment
     from raydistill.data.image_set import ImageSet
     from raydistill.models.taps import Tapped
+    from raydistill.network_config import TeacherConfig
 
 NO_TEACHER = "teacher: required by this command, but not given; name its model and weights in a section `teacher`"
 

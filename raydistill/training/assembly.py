@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raydistill.config import Experiment, NetworkConfig, StudentConfig
+from raydistill.config import Experiment
 from raydistill.data.batching import Batching
 from raydistill.data.mixing import Partners
 from raydistill.data.resident import ResidentSet
@@ -18,6 +18,7 @@ from raydistill.methods.objective import Objective
 from raydistill.models.batch_norm import synchronise_batch_norms
 from raydistill.models.head import build_with_fresh_head, head_names
 from raydistill.models.loading import build_described
+from raydistill.network_config import NetworkConfig, StudentConfig
 from raydistill.teachers.network import load_teacher
 from raydistill.teachers.rows import HeldRows, StoredRows
 from raydistill.teachers.source import CachedTeacher, LiveTeacher

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from raydistill.config import EmaConfig
+from raydistill.train_config import EmaConfig
 
 
 class AveragedStudent(nn.Module):

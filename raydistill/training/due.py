@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from raydistill.config import CheckpointConfig
 from raydistill.methods.collectives import world_size
+from raydistill.train_config import CheckpointConfig
 
 SECONDS_PER_MINUTE = 60.0
 

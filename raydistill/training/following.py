@@ -17,8 +17,9 @@ from typing import IO, Any, cast
 
 import yaml
 
-from raydistill.config import TrackConfig, flatten
+from raydistill.config import flatten
 from raydistill.files import write_atomically
+from raydistill.track_config import TrackConfig
 from raydistill.training.events import scalars
 from raydistill.training.run_folder import CONFIG, RunFolder
 from raydistill.training.trackers import About, Status, TrackedRun, Tracker, build_tracker

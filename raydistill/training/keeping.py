@@ -9,7 +9,7 @@ from types import TracebackType
 
 import torch
 
-from raydistill.config import CheckpointConfig
+from raydistill.train_config import CheckpointConfig
 from raydistill.training.checkpoint import State, snapshot
 from raydistill.training.due import Due
 from raydistill.training.meter import Meter

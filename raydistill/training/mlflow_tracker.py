@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from raydistill.config import MlflowConfig
+from raydistill.track_config import MlflowConfig
 from raydistill.training.trackers import About, Status
 
 STATUSES = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raydistill.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from raydistill.train_config import OptimizerConfig, ScheduleConfig, TrainConfig
 from raydistill.training import lars
 
 

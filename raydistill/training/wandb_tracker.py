@@ -10,7 +10,7 @@ from typing import Any
 
 import wandb
 
-from raydistill.config import WandbConfig
+from raydistill.track_config import WandbConfig
 from raydistill.training.trackers import About, Status
 
 

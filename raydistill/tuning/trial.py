@@ -13,9 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from raydistill.config import CheckpointConfig, Experiment, parse_experiment
+from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import DivergedError, InputError, first_line
 from raydistill.files import is_refusal
+from raydistill.train_config import CheckpointConfig
 from raydistill.tuning.agenda import Job
 from raydistill.tuning.descent import Descent
 from raydistill.tuning.space import configured

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from raydistill.api.handed import PREFIX, hand_over, offered, write_weights
-from raydistill.config import NetworkConfig
 from raydistill.errors import ConfigError
 from raydistill.models.loading import build_described
 from raydistill.models.zoo import build_model, check_name
+from raydistill.network_config import NetworkConfig
 from tests.api.networks import small
 
 IMAGES = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from raydistill.config import NetworkConfig, TeacherConfig
 from raydistill.errors import ConfigError
 from raydistill.models.loading import build_described
 from raydistill.models.taps import Tapped
 from raydistill.models.weights import weights_fingerprint
 from raydistill.models.zoo import build_model
+from raydistill.network_config import NetworkConfig, TeacherConfig
 
 HERE = "tests.models.foreign"
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydistill.config import NetworkConfig
 from raydistill.errors import ConfigError, WeightsError
 from raydistill.models.head import build_with_fresh_head, freeze_all_but, head_modules, head_names
 from raydistill.models.loading import build_described
 from raydistill.models.weights import save_weights
+from raydistill.network_config import NetworkConfig
 
 SMALL, LARGE = (1, 16, 16), (3, 224, 224)
 LAYERS = {

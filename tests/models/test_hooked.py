@@ -12,11 +12,11 @@ import timm
 import torch
 from torch import nn
 
-from raydistill.config import NetworkConfig
 from raydistill.errors import ConfigError
 from raydistill.models.loading import build_described
 from raydistill.models.weights import load_weights
 from raydistill.models.zoo import build_model
+from raydistill.network_config import NetworkConfig
 
 _EXPECTED = {
     "torchvision/resnet18": [(64, 112), (64, 56), (128, 28), (256, 14), (512, 7)],

@@ -14,7 +14,6 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from raydistill.config import TeacherConfig
 from raydistill.errors import ConfigError, RaydistillError, WeightsError
 from raydistill.models import imagenet
 from raydistill.models.layouts import load_layout, save_prototypes
@@ -22,6 +21,7 @@ from raydistill.models.loading import build_described
 from raydistill.models.taps import Tapped
 from raydistill.models.weights import weights_fingerprint
 from raydistill.models.zoo import build_model, names
+from raydistill.network_config import TeacherConfig
 from tests.models.published import State, dino, dino_head, moco, swav, timm, without_classifier
 
 

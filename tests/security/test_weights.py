@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from raydistill.config import NetworkConfig
 from raydistill.errors import RunError, WeightsError
 from raydistill.models.layouts import LAYOUTS, load_layout
 from raydistill.models.loading import build_described
 from raydistill.models.weights import load_weights, read_file
 from raydistill.models.zoo import build_model
+from raydistill.network_config import NetworkConfig
 from raydistill.training.checkpoint import read_record, read_state, write_state
 from raydistill.training.shelf import Shelf
 from tests.security.attacks import Trap, nothing_written, refused

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import BaseModel
 
-from raydistill.config import CacheConfig, Experiment, TeacherConfig, parse_experiment
+from raydistill.cache_config import CacheConfig
+from raydistill.config import Experiment, parse_experiment
 from raydistill.data.config import (
     AugmentConfig,
     BlurConfig,
@@ -32,6 +33,7 @@ from raydistill.data.config import (
 from raydistill.data.datasets import load_train
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
+from raydistill.network_config import TeacherConfig
 from raydistill.teachers.cache.manifest import Content, Manifest
 from raydistill.teachers.cache.request import differences, requested
 from raydistill.teachers.network import teacher_of

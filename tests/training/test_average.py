@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from raydistill.config import EmaConfig, Experiment
+from raydistill.config import Experiment
 from raydistill.evaluation.classification import top_k_accuracy
 from raydistill.evaluation.features import extract
 from raydistill.models.weights import load_weights
 from raydistill.models.zoo import build_model
+from raydistill.train_config import EmaConfig
 from raydistill.training.average import AveragedStudent
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.loop import fit, measure_top1

@@ -14,9 +14,10 @@ from torch import Tensor, multiprocessing
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from raydistill.config import CheckpointConfig, Experiment
+from raydistill.config import Experiment
 from raydistill.errors import RunError
 from raydistill.methods.registry import METHODS, method_class
+from raydistill.train_config import CheckpointConfig
 from raydistill.training.assembly import assemble
 from raydistill.training.checkpoint import load_checkpoint, read_record, save_checkpoint, state_of
 from raydistill.training.checkpoint_files import FILE, RECORD

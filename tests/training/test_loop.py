@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from raydistill.config import Experiment, ScheduleConfig
+from raydistill.config import Experiment
 from raydistill.errors import RunError
 from raydistill.evaluation.features import spread
 from raydistill.models.taps import Tapped
+from raydistill.train_config import ScheduleConfig
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays

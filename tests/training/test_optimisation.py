@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydistill.config import OptimizerConfig, ScheduleConfig
+from raydistill.train_config import OptimizerConfig, ScheduleConfig
 from raydistill.training.optimisation import LARS, build_optimizer, build_scaler, learning_rate_factor
 
 TRUST, LR, MOMENTUM, DECAY = 0.02, 0.5, 0.9, 0.1

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from raydistill.config import CheckpointConfig, Experiment
+from raydistill.config import Experiment
 from raydistill.methods.base import Step
+from raydistill.train_config import CheckpointConfig
 from raydistill.training.checkpoint import load_checkpoint, read_state
 from raydistill.training.due import Due
 from raydistill.training.keeping import CheckpointKeeper

@@ -39,9 +39,9 @@ class ShardActor:
         import ray
         import torch
 
-        from raydistill.config import TeacherConfig
         from raydistill.data.shared import from_parts
         from raydistill.models.weights import weights_fingerprint
+        from raydistill.network_config import TeacherConfig
         from raydistill.teachers.cache.compute import Source
         from raydistill.teachers.network import load_teacher
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from raydistill.errors import RunError
 
 if TYPE_CHECKING:
-    from raydistill.config import CacheConfig, Experiment
+    from raydistill.cache_config import CacheConfig
+    from raydistill.config import Experiment
 
 _CPUS_PER_ACTOR = 4
 Nodes = Sequence[Mapping[str, float]]
