@@ -81,10 +81,9 @@ class Log:
 def redrawn(first: str) -> Iterator[Callable[[RenderableType], None]]:
     """Give a function that draws something in the place of what it drew before; it goes at the end.
 
-    Where nothing can be redrawn, the ``first`` line alone is told.
+    A log gets nothing of it: wrong input, which is found out later, is to be told in a single line.
     """
     if not redraws():
-        tell(first)
         yield lambda drawn: None
         return
     with Live(Text(first), console=console, refresh_per_second=4, transient=True) as live:
@@ -235,13 +234,15 @@ def rows(title: str) -> Iterator[Callable[[int, int], None]]:
 def working(title: str) -> Iterator[Told]:
     """Show how far some work is, and the time left as far as what is done tells it.
 
-    At a terminal that is a bar; elsewhere a line every ten seconds, also while nothing new is told.
+    At a terminal that is a bar; elsewhere a line every ten seconds, also while nothing new is told; but none before the
+    first step, as input that is wrong is to be told in a single line.
     """
     work, over, log = _Work(), threading.Event(), console.file
 
     def tell_now_and_then() -> None:
         while not over.wait(_SECONDS_BETWEEN_LINES):
-            print(f"{title}: {work.line()}", file=log, flush=True)  # also while exporters' own words are swallowed
+            if work.has_begun:
+                print(f"{title}: {work.line()}", file=log, flush=True)  # also while exporters' own words are swallowed
 
     def watch(share: float, next_step: str) -> None:
         work.see(share, next_step)
@@ -264,14 +265,15 @@ class _Work:
 
     def __init__(self) -> None:
         self._began, self._share, self._step = time.monotonic(), 0.0, ""
+        self.has_begun = False
 
     def see(self, share: float, next_step: str) -> None:
-        self._share, self._step = min(1.0, max(0.0, share)), next_step
+        self._share, self._step, self.has_begun = min(1.0, max(0.0, share)), next_step, True
 
     def line(self) -> str:
         """Say what is being done, how much is, and the time left if everything went on as so far."""
         elapsed = time.monotonic() - self._began
-        parts = [self._step or "begins", f"{self._share:.0%} after {duration(elapsed)}"]
+        parts = [*filter(None, [self._step]), f"{self._share:.0%} after {duration(elapsed)}"]
         if 0.0 < self._share < 1.0:
             parts.append(f"about {duration(elapsed * (1.0 - self._share) / self._share)} left")
         return ", ".join(parts)

@@ -94,9 +94,9 @@ def test_unequal_channels_are_refused() -> None:
 def test_too_many_directions_are_refused() -> None:
     setting = tiny_setting(same_maps=True)
     KDSVD(k=4).check(setting)
-    with pytest.raises(ConfigError, match=r"^methods\.kdsvd\.k: 5 is too many.* stage 1 have 4$"):
+    with pytest.raises(ConfigError, match=r"^methods\.kdsvd\.k: 5 is too many.* stage 1 have 4; lower it$"):
         KDSVD(k=5).check(setting)
-    with pytest.raises(ConfigError, match=r"^methods\.kdsvd\.k: 5 is too many.* stage 3 have 4$"):
+    with pytest.raises(ConfigError, match=r"^methods\.kdsvd\.k: 5 is too many.* stage 3 have 4; lower it$"):
         KDSVD(k=5, stages=(2, 3)).check(setting)
 
 
