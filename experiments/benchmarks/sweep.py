@@ -539,12 +539,10 @@ def swept(
     scheduler: str,
 ) -> dict[str, Any]:
     """Run a sweep, or what is left of it."""
-    import raydistill
     from raydistill.config import parse_experiment
-    from raydistill.training.run_folder import CONFIG
 
     kind = f"asha-{reduction}-{grace}" if scheduler == "asha" else "grid"
-    name = f"{kind}-{images}-{epochs}-{seed}" + ("" if ema is None else f"-ema{ema}")
+    name = f"{kind}-{images}-{epochs}-{seed}{averaged(ema)}"
     tune = {
         "samples": 1,
         "concurrent": SLOTS,
@@ -553,7 +551,7 @@ def swept(
     }
     described = distilled(root, folder, images, epochs, ema)
     experiment = parse_experiment({"name": name, "seed": seed, "tune": tune, **described})
-    result = raydistill.tune(experiment, resume=(experiment.folder / CONFIG).is_file())
+    result = finished(experiment)
     trials, spent, seconds = {}, 0, 0.0
     for path in sorted((experiment.folder / "trials").iterdir()):
         record, history = json.loads((path / "trial.json").read_text()), history_of(path)
@@ -570,6 +568,19 @@ def swept(
     }
 
 
+def averaged(ema: float | None) -> str:
+    """What names of sweeps say of the students' averages."""
+    return "" if ema is None else f"-ema{ema}"
+
+
+def finished(experiment: Any) -> Mapping[str, Any]:
+    """Run a sweep, or what is left of it, and return its result."""
+    import raydistill
+    from raydistill.training.run_folder import CONFIG
+
+    return raydistill.tune(experiment, resume=(experiment.folder / CONFIG).is_file())
+
+
 def repeated(
     *,
     root: str,
@@ -577,20 +588,17 @@ def repeated(
     images: int,
     epochs: int,
     ema: float | None,
-    reduction: int,
-    grace: int,
     values: Mapping[str, float],
     seeds: int,
+    **of_sweep: int,
 ) -> list[float]:
     """Train one configuration with so many seeds that no grid had, by a sweep that repeats its only finalist."""
     import pandas as pd
 
-    import raydistill
     from raydistill.config import parse_experiment
-    from raydistill.training.run_folder import CONFIG
 
     told = "-".join(f"{value:g}" for value in values.values()) or "as-it-stands"
-    name = f"fresh-{told}-{images}-{epochs}-{seeds}" + ("" if ema is None else f"-ema{ema}")
+    name = f"fresh-{told}-{images}-{epochs}-{seeds}{averaged(ema)}"
     described = parse_experiment({"name": name, "seed": FRESH, **distilled(root, folder, images, epochs, ema)})
     described = described.override(dict(values))
     own = described.methods["kd"].weight
@@ -603,7 +611,7 @@ def repeated(
         "space": {"methods.kd.weight": {"grid": [own]}},
     }
     experiment = parse_experiment({**described.to_dict(), "tune": tune})
-    raydistill.tune(experiment, resume=(experiment.folder / CONFIG).is_file())
+    finished(experiment)
     return list(pd.read_csv(experiment.folder / "finalists.csv").sort_values("seed")["val/top1"])
 
 
