@@ -157,7 +157,7 @@ class Judge(TrialScheduler):  # type: ignore[misc]
                 self._inner.on_trial_complete(tune_controller, trial, result)
             else:  # what failed is nothing to compare with
                 self._inner.on_trial_error(tune_controller, trial)
-        self._turns.leave(trial.config["number"])
+        self._leave(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial whose process died is awaited again; where that happened too often, it is left."""
@@ -175,9 +175,9 @@ class Judge(TrialScheduler):  # type: ignore[misc]
         self._turns.leave(trial.config["number"])
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial that never ran is taken back."""
+        """A trial that is paused is stopped, or one that never ran is taken back."""
         self._inner.on_trial_remove(tune_controller, trial)
-        self._turns.leave(trial.config["number"])
+        self._leave(trial)
 
     def debug_string(self) -> str:
         """Ray shows it."""
@@ -220,6 +220,14 @@ class Judge(TrialScheduler):  # type: ignore[misc]
         if decision == TrialScheduler.STOP:
             TrialFolder(self._root / trial.config["folder"]).mark("stopped", epochs=int(result[EPOCH]))
         return decision
+
+    def _leave(self, trial: Trial) -> None:
+        """Give a trial's slot back, and say so in its folder where another's report is what stopped it."""
+        folder = TrialFolder(self._root / trial.config["folder"])
+        if folder.record.get("status") == "running":
+            folder.mark("stopped", epochs=int(trial.last_result[EPOCH]))
+            folder.forget_checkpoints()  # its process, which does so else, has ended
+        self._turns.leave(trial.config["number"])
 
     def _overtake(self, tune_controller: Any) -> None:
         """Where the awaited trial has had no process for long, let the others go on without it."""

@@ -135,6 +135,9 @@ def _run(job: Job, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
     if folder.record["status"] in ("completed", "failed"):
         _tell_again(folder, report)
         return
+    if folder.record["status"] == "stopped":  # and will be once more, unless the sweep has been given more to try
+        for metrics in folder.history()[: folder.record["epochs"]]:
+            report(metrics, False)
     experiment = parse_experiment(sweep.experiment)
     single = configured(experiment, job.values).as_trial()
     chosen = single.override(

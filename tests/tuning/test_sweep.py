@@ -108,6 +108,18 @@ def test_other_schedulers_of_ray_decide_as_well(tmp_path: Path, scheduler: str) 
 
 
 @pytest.mark.slow
+def test_a_trial_that_waits_and_is_stopped_by_the_report_of_another_is_told_as_stopped(tmp_path: Path) -> None:
+    space = {"train.optimizer.lr": {"grid": [0.04, 1e-8, 0.06, 0.07]}}
+    section = {"samples": 1, "concurrent": 1, "scheduler": {"name": "hyperband"}, "space": space}
+    result = tune(digits(tmp_path, train={"epochs": 4, "batch_size": 48}, tune=section))
+    run = Path(result["run"])
+    rows = rows_of(run)
+    assert (rows[2]["status"], rows[2]["epochs"]) == ("stopped", "1")
+    assert "running" not in {row["status"] for row in rows}
+    assert not list(run.glob("trials/*/checkpoints"))
+
+
+@pytest.mark.slow
 def test_an_experiment_that_changed_is_no_sweep_to_go_on_with(tmp_path: Path) -> None:
     def sweep(**train: Any) -> Any:
         section = {"samples": 1, "space": {"train.optimizer.lr": {"grid": [0.05]}}}
@@ -117,6 +129,24 @@ def test_an_experiment_that_changed_is_no_sweep_to_go_on_with(tmp_path: Path) ->
     assert tune(sweep(), resume=True) == first
     with pytest.raises(ConfigError, match=r"train\.batch_size changed"):
         tune(sweep(batch_size=60), resume=True)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_goes_on_trains_nothing_again_that_it_had_stopped(tmp_path: Path) -> None:
+    def sweep(samples: int) -> Any:
+        space = {"train.optimizer.lr": {"loguniform": [0.0001, 0.1]}}
+        scheduler = {"name": "asha", "grace": 1, "reduction": 2}
+        section = {"samples": samples, "concurrent": 1, "scheduler": scheduler, "space": space}
+        return digits(tmp_path, train={"epochs": 4, "batch_size": 48}, tune=section)
+
+    run = Path(tune(sweep(4))["run"])
+    before = rows_of(run)
+    stopped = [run / "trials" / row["trial"] / "metrics.jsonl" for row in before if row["status"] == "stopped"]
+    written = [path.stat().st_mtime_ns for path in stopped]
+    assert stopped
+    tune(sweep(5), resume=True)
+    assert [path.stat().st_mtime_ns for path in stopped] == written
+    assert rows_of(run)[: len(before)] == before
 
 
 @pytest.mark.slow
