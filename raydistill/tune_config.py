@@ -23,7 +23,7 @@ class SchedulerConfig(Section):
     ``in_order`` has trials judged as if all of them took equally long for an epoch: the same sweep then takes the same
     decisions on any machine, however often it was interrupted, and a trial may have to wait for a slower one. Where
     trials differ much in speed, as of several models, it is better off. ``hyperband`` pauses trials and takes
-    them as they come; ``pbt`` waits for all of them in any case, and cannot be resumed.
+    them as they come; ``pbt`` waits for all of them in any case.
     """
 
     name: Literal["asha", "hyperband", "median", "pbt", "none"] = "asha"

@@ -160,14 +160,15 @@ def watch(process: subprocess.Popen[str]) -> dict[str, Peaks]:
 
 def below(pid: int) -> Iterator[int]:
     """Children of all threads of a process, and theirs."""
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = path.read_text().split()
-        except OSError:
-            continue
-        for child in map(int, children):
-            yield child
-            yield from below(child)
+    try:
+        children = [
+            child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+        ]
+    except OSError:  # it has ended
+        return
+    for child in map(int, children):
+        yield child
+        yield from below(child)
 
 
 def kind_of(pid: int) -> str:

@@ -4,7 +4,7 @@
 
 It makes a Parquet set of JPEG images of 64 pixels, no two alike, out of pairs of Fashion-MNIST, and a teacher's cache.
 
-memory: `raydistill train` with a tiny student, which asks for images as fast as they come, for three epochs of all of
+memory: `raydistill train` with a tiny student, which asks for images as fast as they come, for six epochs of all of
 them. Every process of the run is looked at four times a second. The numbers are proportional set size (PSS: what a
 process has for itself, and its part of what it shares with others, such as Ray's object store) summed over the
 processes of a kind, the largest in each epoch with its validation. What a shard or a library maps of a file counts
@@ -44,7 +44,7 @@ from torch import nn
 FASHION = os.environ.get("RAYDISTILL_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
 SIDE, CLASSES, WIDTH = 64, 10, 512
 FILE_IMAGES, GROUP_IMAGES = 10_000, 1000
-SUBSET, EPOCHS, SPEED_EPOCHS = 4000, 3, 3
+SUBSET, EPOCHS, SPEED_EPOCHS = 4000, 6, 3
 GROWTH_MIB = 128  # after the first epoch, over all processes: what allocators may keep
 WAIT_SHARE, RATIO = 0.05, 0.95
 SECONDS_BETWEEN_LOOKS = 0.25

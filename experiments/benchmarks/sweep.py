@@ -541,12 +541,14 @@ def swept(
     """Run a sweep, or what is left of it."""
     from raydistill.config import parse_experiment
 
-    kind = f"asha-{reduction}-{grace}" if scheduler == "asha" else "grid"
+    kind, stopping = "grid", {}
+    if scheduler == "asha":
+        kind, stopping = f"asha-{reduction}-{grace}", {"reduction": reduction, "grace": grace}
     name = f"{kind}-{images}-{epochs}-{seed}{averaged(ema)}"
     tune = {
         "samples": 1,
         "concurrent": SLOTS,
-        "scheduler": {"name": scheduler, "reduction": reduction, "grace": grace},
+        "scheduler": {"name": scheduler, **stopping},
         "space": {key: {"grid": values} for key, values in GRID.items()},
     }
     described = distilled(root, folder, images, epochs, ema)

@@ -48,11 +48,6 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
             _require_the_same(experiment, folder)
         if resume and folder.succeeded and not _asks_for_more(experiment, folder):
             return {**folder.result(), "run": str(folder.path), "best_config": str(folder.path / "best.yaml")}
-        if resume and _tune(experiment).scheduler.generation:
-            raise ConfigError(
-                f"{folder.path}: a sweep by pbt cannot go on, as its trials took over from each other; "
-                "start it anew, without --resume"
-            )
         from raydistill.training.material import from_arrays  # as late as all that brings torch
         from raydistill.tuning.conclusion import conclude
 
@@ -92,7 +87,9 @@ def _require_the_same(experiment: Experiment, folder: RunFolder) -> None:
     """Refuse to go on with another sweep than the one that began."""
 
     def fixed(experiment: Experiment) -> dict[str, Any]:
-        tune = {} if experiment.tune is None else experiment.tune.model_dump(exclude=MAY_CHANGE)
+        config, tune = experiment.tune, {}
+        if config is not None:  # what one trial of a population does depends on all others
+            tune = config.model_dump(exclude=set() if config.scheduler.generation else MAY_CHANGE)
         return flatten({**experiment.to_dict(), "output": None, "backup": None, "track": None, "tune": tune})
 
     before, now = fixed(load_experiment(folder.path / CONFIG)), fixed(experiment)

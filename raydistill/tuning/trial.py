@@ -85,7 +85,11 @@ def run_trial(config: Mapping[str, Any], sweep: Sweep) -> None:
 
 def _try(job: Job, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
     """Run a job as ``run_trial`` says."""
-    folder.claim(job, _descent())
+    descent = _descent()
+    for metrics, left in folder.generations():  # of a population that was interrupted; each is decided on once more
+        if descent is None or left.epoch > descent.epoch:
+            report(metrics, False, left)
+    folder.claim(job, descent)
     for attempt in range(ATTEMPTS):
         try:
             _run(job, folder, sweep, report)
@@ -133,7 +137,7 @@ def _cause(error: BaseException) -> str:
 
 def _run(job: Job, folder: TrialFolder, sweep: Sweep, report: Report) -> None:
     if folder.record["status"] in ("completed", "failed"):
-        _tell_again(folder, report)
+        _tell_again(folder, sweep, report)
         return
     if folder.record["status"] == "stopped":  # and will be once more, unless the sweep has been given more to try
         for metrics in folder.history()[: folder.record["epochs"]]:
@@ -166,15 +170,17 @@ def _keeping(sweep: Sweep) -> CheckpointConfig:
     return often if sweep.pauses else often.model_copy(update={"epochs": 1_000_000, "minutes": CHECKPOINT_MINUTES})
 
 
-def _tell_again(folder: TrialFolder, report: Report) -> None:
+def _tell_again(folder: TrialFolder, sweep: Sweep, report: Report) -> None:
     """Report what a trial that is over found."""
     *earlier, last = folder.history() or [{"epoch": 0}]
-    for metrics in earlier:
-        report(metrics, False)
     if folder.record["status"] == "completed":
+        for metrics in earlier:
+            report(metrics, False)
         report(last, True)
         return
-    report(last, False)
+    if sweep.generation is None:  # a population would wait for the others where a trial failed at a generation's end
+        for metrics in (*earlier, last):
+            report(metrics, False)
     report({"epoch": last["epoch"] + 1}, True)
 
 
@@ -219,6 +225,7 @@ def _train_here(job: Job, chosen: Experiment, folder: TrialFolder, sweep: Sweep,
             if not checkpoint.is_dir():  # what is not finite is not kept
                 raise DivergedError(f"epoch {session.epoch}: a weight became NaN or infinite")
             left = Descent(job.number, session.epoch, str(checkpoint), folder.changes)
+            folder.keep_generation(metrics, left)
         report(metrics, False, left)
 
     config = chosen.train.checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from raydistill.tuning.agenda import FINALISTS, TRIALS, Job
 from raydistill.tuning.descent import Changes, Descent
 
 RECORD = "trial.json"
+GENERATIONS = "generations.jsonl"
 STATE = "logs/sweep.json"
 Status = Literal["running", "completed", "stopped", "failed"]
 
@@ -45,13 +47,23 @@ class TrialFolder(RunFolder):
             self._write({**job.to_dict(), "status": "running", "cause": None})
         elif descent is not None and descent.trial != job.number:
             changes = descent.followed_by(job.values)
-            self._write({**before, "values": job.values, "changes": changes, "status": "running", "cause": None})
+            if changes != before.get("changes"):  # else it has done so before, and may be over
+                self._write({**before, "values": job.values, "changes": changes, "status": "running", "cause": None})
         elif (before["values"], before["seed"]) != (job.values, job.seed):
             raise RunError(f"{self.path}: holds a trial with other values; give the sweep another name=...")
 
     def mark(self, status: Status, cause: str | None = None, **found: Any) -> None:
         """Say how the trial stands, and what was found out about it."""
         self._write({**self.record, **found, "status": status, "cause": cause})
+
+    def keep_generation(self, metrics: Mapping[str, Any], descent: Descent) -> None:
+        """Add what the trial reports at the end of a generation, and leaves to others: a takeover changes the rest."""
+        kept = [*self._lines(GENERATIONS), {"metrics": dict(metrics), "descent": asdict(descent)}]
+        write_atomically(self.path / GENERATIONS, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def generations(self) -> list[tuple[dict[str, Any], Descent]]:
+        """Return what ``keep_generation`` wrote."""
+        return [(line["metrics"], Descent(**line["descent"])) for line in self._lines(GENERATIONS)]
 
     def forget_checkpoints(self) -> None:
         """Remove what a trial that is over will not go on from."""

@@ -275,9 +275,12 @@ def test_bad_trials_go_on_from_the_weights_of_good_ones(tmp_path: Path) -> None:
     assert result["schedule"][-1]["values"] == result["best_values"] == records[best]["values"]
     assert not list(run.glob("trials/*/checkpoints"))
     (run / "_SUCCESS").unlink()
-    with pytest.raises(ConfigError, match="start it anew, without --resume"):
-        tune(experiment, resume=True)
-    assert [lines(trial) for trial in trials] == histories
+    written = [(trial / "metrics.jsonl").stat().st_mtime_ns for trial in trials]
+    assert tune(experiment, resume=True) == result
+    assert [(trial / "metrics.jsonl").stat().st_mtime_ns for trial in trials] == written
+    (run / "_SUCCESS").unlink()
+    with pytest.raises(ConfigError, match=r"tune\.samples changed"):
+        tune(experiment.override({"tune.samples": 4}), resume=True)
 
 
 def rate_in(record: dict[str, Any], epoch: int) -> float:

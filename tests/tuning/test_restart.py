@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -129,6 +129,45 @@ def test_a_sweep_whose_disk_was_full_goes_on_to_the_same_decisions(
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     with small_file_system(tmp_path / "small", "64m") as folder:
         yield folder
+
+
+def population(folder: Path) -> Experiment:
+    space = {"train.optimizer.lr": {"loguniform": [0.001, 0.3]}, "methods.ce.label_smoothing": {"uniform": [0.0, 0.3]}}
+    return digits(
+        folder,
+        name="swept",
+        data={"name": "digits", "subset": 600, "validation": 0.2, "augment": {"crop": 1}},
+        train={"epochs": 6, "batch_size": 32},
+        tune={"samples": 3, "scheduler": {"name": "pbt", "grace": 2}, "concurrent": 2, "space": space},
+    )
+
+
+def after(run: Path, trial: str, generation: int) -> Callable[[], bool]:
+    """Whether a trial has just brought a generation to its end."""
+    path = run / "trials" / trial / "generations.jsonl"
+    return lambda: path.is_file() and len(path.read_text().splitlines()) == generation
+
+
+def test_a_population_whose_driver_is_killed_goes_on_to_the_same_takeovers(tmp_path: Path) -> None:
+    kills = [("0001", 1), ("0003", 2)]
+    tables, changes = [], []
+    for name, endings in (("whole", []), ("killed", kills)):
+        (tmp_path / name).mkdir()
+        with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+            command = Sweep(population(tmp_path / name), environment_of(short) | SOON_MISSED)
+            command.start()
+            for trial, generation in endings:
+                command.until(after(command.run, trial, generation))
+                os.killpg(command.process.pid, signal.SIGKILL)
+                command.process.communicate()
+                command.start("--resume")
+            command.finish()
+        tables.append(pd.read_csv(command.run / "trials.csv").drop(columns="seconds"))
+        records = [json.loads(path.read_text()) for path in sorted(command.run.glob("trials/*/trial.json"))]
+        changes.append([record.get("changes") for record in records])
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert changes[0] == changes[1]
+    assert any(changes[0])
 
 
 def fill(ballast: Path) -> None:
