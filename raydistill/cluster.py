@@ -31,11 +31,15 @@ QUIET = {
 """Ray's switches: fewer processes beside a run on one machine, no output but ours, paths as the user gave them, and no
 thread that is left over from a run which connects to somebody else's Ray."""
 
-LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_prestart_worker_first_driver": "0"}
+LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "MALLOC_ARENA_MAX": "2",
+}
 """Switches of a Ray on loopback. Without the first one Ray turns 127.0.0.1 back into the machine's own address: one
 that is started listens to everybody, and who joins another waits for ever. Without the second it starts processes that
-no actor takes over, while a run waits."""
-
+no actor takes over, while a run waits. The third one is glibc's: it gives each thread a heap of its own, and those that
+read ahead begin anew with every epoch, so that more and more heaps would keep what none of them uses."""
 
 _OWN = ("", "local")
 """Values of RAY_ADDRESS with which a command starts a Ray of its own."""

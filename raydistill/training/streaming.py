@@ -31,7 +31,6 @@ from raydistill.data.shared import tensor_of
 from raydistill.errors import RaydistillError, RunError, named_error
 from raydistill.methods.base import Needs
 from raydistill.training.feeding import Columns, Supply
-from raydistill.training.heaps import share_heaps
 from raydistill.training.requests import Plan, Request
 
 MOST_STEPS = 64
@@ -70,7 +69,6 @@ class EpochReader:
 
     def __init__(self, supply: Supply, plan: Plan, readers: int) -> None:
         """Read from ``supply`` what ``plan`` asks for, with ``readers`` tasks at a time, for a while twice as many."""
-        share_heaps()
         self._supply, self._plan, self._readers = supply, plan, readers
         self._begun: _Begun | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-epoch")
