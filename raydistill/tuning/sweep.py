@@ -12,9 +12,10 @@ from typing import Any
 from raydistill.cluster import await_room, quiet_tune
 from raydistill.config import Experiment, flatten, load_experiment
 from raydistill.errors import ConfigError, RunError, last_line
+from raydistill.training.cpus import spare_cpus
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
-from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
+from raydistill.training.trainer import Watch, prepare_while_ray_starts, watched
 from raydistill.tune_config import TuneConfig
 from raydistill.tuning.agenda import Agenda
 from raydistill.tuning.budget import Budget
