@@ -19,7 +19,7 @@ from raydistill.teachers.cache.read import TeacherCache
 from raydistill.teachers.network import teacher_of
 from raydistill.training import agreement as compared_images
 from raydistill.training.assembly import assemble
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.run import result_of
@@ -28,7 +28,7 @@ from raydistill.training.session import Session
 from raydistill.training.teacher import train_teacher
 from tests.conftest import digits, teaching
 from tests.teachers.stored import learnt, store
-from tests.training.sessions import assert_equal_states, session_of, without_times
+from tests.training.sessions import assert_equal_states, save_checkpoint, session_of, without_times
 from tests.training.test_modalities import crossing, luminance_teacher  # noqa: F401  a fixture
 
 MEASURES = ["neighbours@5", "cka"]
