@@ -61,7 +61,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         folder.begin(experiment, resume=resume)
         folder.list_skipped(arrays["train"]["skipped"])
         before = read_state(folder.path)
-        slots = before["slots"] if before else _slots(experiment, arrays)
+        slots = before["slots"] if before else slots_of(experiment, arrays)
         train, sweep = from_arrays(arrays).train, _shared(experiment, arrays)
         shape, num_classes = train.shape, train.num_classes
         del arrays, train  # of what Ray holds now, no second copy is kept
@@ -128,7 +128,7 @@ def _await_trials(experiment: Experiment) -> None:
     await_room({"CPU": cpus, "GPU": _gpus(experiment) / scale.workers}, count)
 
 
-def _slots(experiment: Experiment, arrays: Mapping[str, Any]) -> int:
+def slots_of(experiment: Experiment, arrays: Mapping[str, Any]) -> int:
     """Return how many trials run at a time."""
     config, scale = _tune(experiment), experiment.scale
     import ray
