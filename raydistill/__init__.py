@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from raydistill.models.zoo import build_model as build_model
     from raydistill.teachers.cache.build import build_cache as build_cache
     from raydistill.teachers.cache.read import TeacherCache as TeacherCache
+    from raydistill.training.teacher import train_teacher as train_teacher
     from raydistill.training.trainer import train as train
-    from raydistill.training.trainer import train_teacher as train_teacher
     from raydistill.tuning.sweep import tune as tune
 
 _WHERE = {
@@ -45,7 +45,7 @@ _WHERE = {
     "load_experiment": "raydistill.config:load_experiment",
     "load_exported": "raydistill.exporting.safetensors_file:load_exported",
     "train": "raydistill.training.trainer:train",
-    "train_teacher": "raydistill.training.trainer:train_teacher",
+    "train_teacher": "raydistill.training.teacher:train_teacher",
     "tune": "raydistill.tuning.sweep:tune",
 }
 

@@ -20,7 +20,8 @@ def run_demo(output: str) -> dict[str, Any]:
     experiment = _experiment(Path(output) / "demo")
     from raydistill.reporting.page import write_report
     from raydistill.teachers.cache.build import build_cache
-    from raydistill.training.trainer import train, train_teacher
+    from raydistill.training.teacher import train_teacher
+    from raydistill.training.trainer import train
     from raydistill.tuning.sweep import tune
 
     assert experiment.teacher is not None and experiment.teacher.train is not None

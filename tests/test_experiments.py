@@ -45,7 +45,7 @@ ASSUMED_FLOP_PER_S = 20e12
 pytest.importorskip("torchvision")
 
 
-def _images(data: DataConfig) -> tuple[tuple[int, int, int], int]:
+def images_of(data: DataConfig) -> tuple[tuple[int, int, int], int]:
     """(C, H, W) and the number of classes; sets of unknown content are ImageNet here."""
     if data.known.shape is not None and data.known.num_classes is not None:
         return data.known.shape, data.known.num_classes
@@ -88,14 +88,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def _student(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Tapped, Shapes]:
+def student_of(model: str, shape: tuple[int, int, int], classes: int) -> tuple[Tapped, Shapes]:
     with torch.device("meta"):
         network = build_model(model, classes, shape[0])
         return network, network.shapes(shape)
 
 
 @cache
-def _teacher(described: str, shape: tuple[int, int, int], classes: int, folder: Path) -> Tapped:
+def teacher_of(described: str, shape: tuple[int, int, int], classes: int, folder: Path) -> Tapped:
     config = TeacherConfig.model_validate_json(described)
     path = folder / "teacher.pth"
     with torch.device("meta"):
@@ -111,7 +111,7 @@ def _loaded(path: Path, files: Path) -> tuple[Experiment, Tapped | None]:
         experiment = load_experiment(path, [f"methods.protocpc.prototypes_file={files / 'prototypes.safetensors'}"])
     if experiment.teacher is None:
         return experiment, None
-    return experiment, _teacher(experiment.teacher.model_dump_json(), *_images(experiment.data), files)
+    return experiment, teacher_of(experiment.teacher.model_dump_json(), *images_of(experiment.data), files)
 
 
 def _training_images(data: DataConfig) -> int:
@@ -119,11 +119,11 @@ def _training_images(data: DataConfig) -> int:
     return 50000 if data.subset is None else data.subset - round(data.subset * data.validation)
 
 
-def _setting(experiment: Experiment, teacher: Tapped | None) -> Setting:
+def setting_of(experiment: Experiment, teacher: Tapped | None) -> Setting:
     """What the methods know before parts are built; classes are equally large."""
-    shape, classes = _images(experiment.data)
+    shape, classes = images_of(experiment.data)
     needs, count = experiment.all_needs, _training_images(experiment.data)
-    student, shapes = _student(experiment.student.model, shape, classes)
+    student, shapes = student_of(experiment.student.model, shape, classes)
     wanted = tuple(sorted({name for names in needs.teacher.values() for name in names}))
     return Setting(
         student=shapes,
@@ -141,7 +141,7 @@ def _setting(experiment: Experiment, teacher: Tapped | None) -> Setting:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_method_finds_what_it_needs(path: Path, files: Path) -> None:
     experiment, teacher = _loaded(path, files)
-    needs, config, setting = experiment.all_needs, experiment.teacher, _setting(experiment, teacher)
+    needs, config, setting = experiment.all_needs, experiment.teacher, setting_of(experiment, teacher)
     for names in needs.student.values():
         assert names <= set(setting.student)
     for method in experiment.methods.values():
@@ -149,7 +149,7 @@ def test_every_method_finds_what_it_needs(path: Path, files: Path) -> None:
     if config is None or teacher is None:
         assert not needs.teacher
     elif config.source == "cache":
-        output_shapes(teacher, experiment.cache.outputs, _images(experiment.data)[0])
+        output_shapes(teacher, experiment.cache.outputs, images_of(experiment.data)[0])
         check_coverage("the cache", tuple(range(experiment.cache.views + 1)), experiment.cache.outputs, needs)
         assert not needing_every_logit(experiment)
 
@@ -163,7 +163,7 @@ def test_every_trial_of_an_ablation_can_run(path: Path, files: Path) -> None:
         for value in entry["grid"]:
             trial = experiment.override({key: value})
             for method in trial.methods.values():
-                method.check(_setting(trial, teacher))
+                method.check(setting_of(trial, teacher))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -201,7 +201,7 @@ def _table() -> dict[str, list[str]]:
 
 def _content(experiment: Experiment, teacher: Tapped) -> Content:
     """What decides the experiment's cache, but for images and weights, which the files' paths stand for."""
-    config, described, (shape, _) = experiment.cache, experiment.teacher, _images(experiment.data)
+    config, described, (shape, _) = experiment.cache, experiment.teacher, images_of(experiment.data)
     assert described is not None and described.weights is not None
     seen, operations = experiment.data.of_teacher, experiment.data.augment.operations
     return Content(
@@ -243,7 +243,7 @@ def test_sizes_and_hours_follow_from_the_shapes(path: Path, files: Path) -> None
     if experiment.teacher.source == "live":
         assert (row, rows, size, hours) == ("live", "none", "none", "none")
         return
-    wanted, work = row_bytes(_content(experiment, teacher)), mult_adds(teacher, _images(experiment.data)[0])
+    wanted, work = row_bytes(_content(experiment, teacher)), mult_adds(teacher, images_of(experiment.data)[0])
 
     def check(size: str, hours: str, views: int) -> None:
         count = IMAGENET_IMAGES * (views + 1)

@@ -20,7 +20,8 @@ from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
 from raydistill.reporting.page import write_report
 from raydistill.training.run_folder import RunFolder
-from raydistill.training.trainer import train, train_teacher
+from raydistill.training.teacher import train_teacher
+from raydistill.training.trainer import train
 from tests.conftest import digits, teaching
 from tests.data_room.files import write_folder, write_image
 

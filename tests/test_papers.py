@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from raydistill.reporting.compare import pivot
 from raydistill.reporting.layouts import Layout, layout_names, load_layout
 from raydistill.reporting.runs import RunRecord
 from tests.reporting.folders import make_run
-from tests.test_experiments import _images, _setting, _student, _teacher
+from tests.test_experiments import images_of, setting_of, student_of, teacher_of
 
 ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "experiments" / "papers"
@@ -64,19 +64,9 @@ def as_runs(experiments: list[Experiment], layout: Layout) -> list[RunRecord]:
 
 
 def as_run(experiment: Experiment, card: dict[str, float]) -> RunRecord:
-    return RunRecord(
-        path=experiment.folder,
-        kind="train",
-        name=experiment.name,
-        seed=experiment.seed,
-        student=experiment.student.model,
-        methods=tuple(experiment.methods),
-        top1=50.0,
-        config=experiment.to_dict(),
-        environment={},
-        result={"epochs": experiment.train.epochs, "peer1_top1": 50.0},
-        card={"student": card, "fresh": card} | ({"teacher": card} if experiment.teacher else {}),
-    )
+    cards = {"student": card, "fresh": card} | ({"teacher": card} if experiment.teacher else {})
+    record = memory.untrained(experiment, cards)
+    return replace(record, top1=50.0, result={**record.result, "peer1_top1": 50.0})
 
 
 def test_every_layout_has_a_table() -> None:
@@ -145,10 +135,10 @@ def test_every_method_finds_what_it_needs(settings: str, files: Path) -> None:
         experiment = with_prototypes(planned, files)
         config, teacher = experiment.teacher, None
         if config is not None:
-            teacher = _teacher(config.model_dump_json(), *_images(experiment.data), files)
+            teacher = teacher_of(config.model_dump_json(), *images_of(experiment.data), files)
         elif experiment.peers:  # each is the other's teacher
-            teacher, _ = _student(experiment.peers[0].model, *_images(experiment.data))
-        setting = _setting(experiment, teacher)
+            teacher, _ = student_of(experiment.peers[0].model, *images_of(experiment.data))
+        setting = setting_of(experiment, teacher)
         for names in experiment.all_needs.student.values():
             assert names <= set(setting.student)
         for method in experiment.methods.values():

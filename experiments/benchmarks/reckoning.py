@@ -20,8 +20,8 @@ from volumes import FLOAT, INT, Sizes, Volume, batch_norm_bytes, exchange_of
 from raydistill.evaluation.cost import mult_adds
 from raydistill.methods.registry import method_class
 from raydistill.models.zoo import build_model
+from raydistill.training.cpus import READERS_SHARE
 from raydistill.training.placement import STORE_OF_MEMORY, STORE_SHARE
-from raydistill.training.trainer import READERS_SHARE
 
 RANKS, GPUS_OF_A_NODE = (8, 64, 256, 512), 8
 STUDENT, TEACHER, SHAPE, CLASSES = "torchvision/resnet18", "torchvision/resnet50", (3, 224, 224), 1000

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from raydistill.cluster import ensure_ray
-from raydistill.data.config import AugmentConfig
+from raydistill.data.augment_config import AugmentConfig
 from raydistill.methods.base import Needs
 from raydistill.teachers.cache.read import TeacherCache
 from raydistill.teachers.rows import HeldRows, StoredRows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,11 @@ def _images(data: DataConfig) -> tuple[tuple[int, int, int], int]:
 
 def _record(experiment: Experiment, size: float, reference: float | None) -> RunRecord:
     share = {} if reference is None else {SHARE: 100 * size / reference}
+    return untrained(experiment, {"student": {MEMORY: size, **share}})
+
+
+def untrained(experiment: Experiment, card: Mapping[str, Mapping[str, Any]]) -> RunRecord:
+    """Return the record of a student that nobody trains, with a report card of what is known of it all the same."""
     return RunRecord(
         path=experiment.folder,
         kind="train",
@@ -83,5 +89,5 @@ def _record(experiment: Experiment, size: float, reference: float | None) -> Run
         config=experiment.to_dict(),
         environment={},
         result={"epochs": experiment.train.epochs},
-        card={"student": {MEMORY: size, **share}},
+        card=card,
     )

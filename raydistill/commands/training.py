@@ -41,7 +41,7 @@ def teacher(
     from raydistill import display
 
     experiment = load(config, overrides, address)
-    from raydistill.training.trainer import train_teacher
+    from raydistill.training.teacher import train_teacher
 
     epochs = ((experiment.teacher and experiment.teacher.train) or experiment.train).epochs
     with display.training(experiment, epochs) as watch:

@@ -20,7 +20,7 @@ from raydistill.lazy import Tensor, torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from raydistill.data.config import AugmentConfig
+    from raydistill.data.augment_config import AugmentConfig
 
 # Luma of ITU-R BT.601; what is missing to 1 is green's.
 _RED, _BLUE = 0.299, 0.114

@@ -18,7 +18,7 @@ from raydistill.lazy import F, Tensor, torch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raydistill.data.config import AugmentConfig, BlurConfig
+    from raydistill.data.augment_config import AugmentConfig, BlurConfig
 
 _WIDTHS = 64  # of sigma's range; a table, so that no device computes an exponential of its own
 _REACH = 3.0  # in deviations

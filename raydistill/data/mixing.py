@@ -15,7 +15,7 @@ from raydistill.counter_rng import hash_bits, name_key
 from raydistill.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from raydistill.data.config import AugmentConfig
+    from raydistill.data.augment_config import AugmentConfig
 
 _NAMES = ("mix/kind", "mix/partner", "mix/share", "cutmix/row", "cutmix/column")
 _QUANTILES = 4096

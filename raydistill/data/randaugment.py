@@ -18,7 +18,7 @@ from raydistill.data.warps import warp
 from raydistill.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from raydistill.data.config import AugmentConfig
+    from raydistill.data.augment_config import AugmentConfig
 
 _LARGEST = 30
 # Called with pixels [b, C, H, W], bool [b] of the rows that go the other way, and the magnitude as a share of 30.

@@ -14,7 +14,7 @@ from raydistill.lazy import Tensor, torch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raydistill.data.config import AugmentConfig
+    from raydistill.data.augment_config import AugmentConfig
 
 _THRESHOLD = 128.0
 _LEVELS = 256

@@ -18,7 +18,7 @@ from raydistill.errors import ConfigError
 from raydistill.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
-    from raydistill.data.config import AugmentConfig
+    from raydistill.data.augment_config import AugmentConfig
 
 _ATTEMPTS = 10
 _RECOLOURING = (randaugment, colour, filters, tones)

@@ -6,15 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
 
 import pandas as pd
 
-from raydistill.config import flatten
 from raydistill.evaluation.downstream import FRESH
 from raydistill.reporting.layouts import Column, Layout, Measure, Row
+from raydistill.reporting.placing import TableRun, in_column, in_row, section_of, unplaced
 from raydistill.reporting.runs import RunRecord
 from raydistill.reporting.tables import BETTER, WORSE, conditions, data_of, setting, verdict
 
@@ -29,9 +28,6 @@ SPENT = ("seconds", "energy_j")
 """What layouts can show of a run's result beside its accuracy."""
 
 PEER = "peer1"
-MUTUAL = ("mutual", "peer")
-"""Roles of networks that learned from each other."""
-
 CELL_COLUMNS = ["row", "column", "mean", "std", "n", "published", "published_std", "arrow"]
 
 
@@ -52,50 +48,6 @@ class Table:
     columns: tuple[Column, ...]
     cells: pd.DataFrame
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run, as rows and columns ask for it."""
-
-    record: RunRecord
-
-    @cached_property
-    def methods(self) -> tuple[str, ...]:
-        """Names, not labels, of the methods, sorted."""
-        return tuple(sorted(self._name(label) for label in self.record.methods))
-
-    @cached_property
-    def teacher(self) -> str | None:
-        """The model of the teacher, or of the peer, where there is just one."""
-        if not self.is_one_pair:
-            return None
-        others = self.record.config.get("peers") or [_section(self.record.config, "teacher")]
-        model: str | None = others[0].get("model")
-        return model
-
-    @cached_property
-    def is_one_pair(self) -> bool:
-        """Whether no more than one teacher or peer and one student are in it."""
-        return not self.record.config.get("ensemble") and len(self.record.config.get("peers") or ()) <= 1
-
-    @cached_property
-    def is_mutual(self) -> bool:
-        """Whether its networks learned from each other."""
-        return bool(self.record.config.get("peers"))
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """The configuration with dotted keys, its methods by their names."""
-        methods = _section(self.record.config, "methods")
-        named = {self._name(label): _section(methods, label) for label in methods}
-        return flatten({**self.record.config, "methods": named})
-
-    def has(self, wanted: Mapping[str, Any]) -> bool:
-        return all(self.settings.get(key) == value for key, value in wanted.items())
-
-    def _name(self, label: str) -> str:
-        return str(_section(_section(self.record.config, "methods"), label).get("name", label))
 
 
 @dataclass(frozen=True)
@@ -128,7 +80,7 @@ def pivot(records: Iterable[RunRecord], layout: Layout) -> Table:
         records: runs of any kind.
         layout: the table's shape.
     """
-    runs = [_Run(record) for record in records]
+    runs = [TableRun(record) for record in records]
     columns = (*layout.columns, *_further_columns(runs, layout))
     used: dict[int, str] = {}
     ours: dict[tuple[str, str], _Ours] = {}
@@ -148,16 +100,16 @@ def pivot(records: Iterable[RunRecord], layout: Layout) -> Table:
     return Table(layout, columns, pd.DataFrame(held, columns=CELL_COLUMNS), notes)
 
 
-def _further_columns(runs: Sequence[_Run], layout: Layout) -> list[Column]:
+def _further_columns(runs: Sequence[TableRun], layout: Layout) -> list[Column]:
     """Columns of the pairs of networks that have a row in the layout, but no column."""
     further: dict[str, Column] = {}
     labels = {column.label for column in layout.columns}
     measures = dict.fromkeys(_own_measure(column) for column in layout.columns)
     of_pairs = any(column.teacher for column in layout.columns)
     for run in runs:
-        in_a_row = any(row.role not in ("teacher", "student") and _in_row(run, row, layout) for row in layout.rows)
+        in_a_row = any(row.role not in ("teacher", "student") and in_row(run, row, layout) for row in layout.rows)
         is_pair = run.teacher is not None
-        if not in_a_row or (of_pairs and not is_pair) or any(_in_column(run, column) for column in layout.columns):
+        if not in_a_row or (of_pairs and not is_pair) or any(in_column(run, column) for column in layout.columns):
             continue
         for measure in measures:
             pair = f"{run.teacher} \N{RIGHTWARDS ARROW} {run.record.student}" if is_pair else run.record.student
@@ -172,7 +124,7 @@ def _own_measure(column: Column) -> Measure:
     return Measure(**{name: getattr(column, name) for name in Measure.model_fields})
 
 
-def _ours(runs: Sequence[_Run], row: Row, column: Column, layout: Layout, used: dict[int, str]) -> _Ours | None:
+def _ours(runs: Sequence[TableRun], row: Row, column: Column, layout: Layout, used: dict[int, str]) -> _Ours | None:
     """Return the values of a cell; what becomes of its runs is noted in ``used`` by their position."""
     measure = layout.measure(row, column)
     if row.role == "teacher":
@@ -181,7 +133,7 @@ def _ours(runs: Sequence[_Run], row: Row, column: Column, layout: Layout, used: 
         return _fresh(runs, column, measure)
     values = {}
     for position, run in enumerate(runs):
-        if _in_row(run, row, layout) and _in_column(run, column, any_teacher=row.role == "student"):
+        if in_row(run, row, layout) and in_column(run, column, any_teacher=row.role == "student"):
             value = _value(run.record, PEER if row.role == "peer" else "student", measure)
             if value is None:
                 used.setdefault(position, _unmeasured(measure))
@@ -196,7 +148,7 @@ def _ours(runs: Sequence[_Run], row: Row, column: Column, layout: Layout, used: 
 
 
 def _of_one_setting(
-    runs: Sequence[_Run], values: Mapping[int, float], layout: Layout, cell: str, used: dict[int, str]
+    runs: Sequence[TableRun], values: Mapping[int, float], layout: Layout, cell: str, used: dict[int, str]
 ) -> dict[int, float]:
     """Return the values of the setting that has most seeds, or came first."""
     variants: defaultdict[str, dict[int, float]] = defaultdict(dict)
@@ -209,7 +161,7 @@ def _of_one_setting(
 
 
 def _teacher(
-    runs: Sequence[_Run], column: Column, measure: Measure, layout: Layout, used: dict[int, str]
+    runs: Sequence[TableRun], column: Column, measure: Measure, layout: Layout, used: dict[int, str]
 ) -> _Ours | None:
     """Return a teacher's values: those of its own runs, or those on the cards of its students."""
     own = {
@@ -223,48 +175,31 @@ def _teacher(
         used.update(dict.fromkeys(own, PLACED))
         return _Ours(tuple(_by_seed(runs, own).values()), None)
     on_cards = {
-        str(_section(run.record.config, "teacher").get("weights")): value
+        str(section_of(run.record.config, "teacher").get("weights")): value
         for run in runs
-        if run.record.kind == "train" and run.teacher is not None and _in_column(run, column)
+        if run.record.kind == "train" and run.teacher is not None and in_column(run, column)
         if (value := _value(run.record, "teacher", measure)) is not None
     }
     return _Ours(tuple(on_cards.values()), None) if on_cards else None
 
 
-def _fresh(runs: Sequence[_Run], column: Column, measure: Measure) -> _Ours | None:
+def _fresh(runs: Sequence[TableRun], column: Column, measure: Measure) -> _Ours | None:
     """Return what a column's student was worth for another task with random weights; whose run noted it is all one."""
     values = {
         position: value
         for position, run in enumerate(runs)
-        if run.record.kind == "train" and _in_column(run, column, any_teacher=True)
+        if run.record.kind == "train" and in_column(run, column, any_teacher=True)
         if (value := _value(run.record, FRESH, measure)) is not None
     }
     return _Ours(tuple(_by_seed(runs, values).values()), None) if values else None
 
 
-def _by_seed(runs: Sequence[_Run], values: Mapping[int, float]) -> dict[object, float]:
+def _by_seed(runs: Sequence[TableRun], values: Mapping[int, float]) -> dict[object, float]:
     by_seed: defaultdict[object, list[float]] = defaultdict(list)
     for position, value in values.items():
         record = runs[position].record
         by_seed[str(record.path) if record.seed is None else record.seed].append(value)
     return {seed: mean(several) for seed, several in by_seed.items()}
-
-
-def _in_row(run: _Run, row: Row, layout: Layout) -> bool:
-    if run.record.kind != "train" or not run.is_one_pair or row.role in ("teacher", FRESH):
-        return False
-    if run.is_mutual != (row.role in MUTUAL):
-        return False
-    if row.role == "any":
-        return run.has(row.settings)
-    methods = () if row.role == "student" else row.methods
-    return methods is not None and run.methods == tuple(sorted((*methods, *layout.implied))) and run.has(row.settings)
-
-
-def _in_column(run: _Run, column: Column, *, any_teacher: bool = False) -> bool:
-    wanted = {key: value for key, value in column.settings.items() if not (any_teacher and key.startswith("teacher."))}
-    right_teacher = any_teacher or column.teacher in (None, run.teacher)
-    return right_teacher and column.student in (None, run.record.student) and run.has(wanted)
 
 
 def _value(record: RunRecord, role: str, measure: Measure) -> float | None:
@@ -303,7 +238,7 @@ def _arrow(row: Row, column: Column, layout: Layout, ours: Mapping[tuple[str, st
     return _ARROWS.get(verdict(sign * (own.mean - baseline.mean), math.hypot(own.std, baseline.std)), "")
 
 
-def _notes(runs: Sequence[_Run], layout: Layout, used: Mapping[int, str]) -> Iterator[str]:
+def _notes(runs: Sequence[TableRun], layout: Layout, used: Mapping[int, str]) -> Iterator[str]:
     where = " ".join(filter(None, [layout.source.where, layout.source.url and f"({layout.source.url})"]))
     yield f"In brackets: published, {layout.reference} of {where}; {layout.setting}."
     placed = [run.record for position, run in enumerate(runs) if used.get(position) == PLACED]
@@ -316,7 +251,7 @@ def _notes(runs: Sequence[_Run], layout: Layout, used: Mapping[int, str]) -> Ite
             "deviation of the difference; nothing where no difference is shown."
         )
     for position, run in enumerate(runs):
-        if reason := used.get(position, _unplaced(run, layout)):
+        if reason := used.get(position, unplaced(run, layout)):
             yield f"Not in the table: {run.record.path}: {reason}."
 
 
@@ -332,21 +267,3 @@ def _unmeasured(measure: Measure) -> str:
     if measure.metric is None:
         return "nothing here measures what its cells show"
     return f"its card has no {measure.metric}; run `raydistill eval` on it with that protocol"
-
-
-def _unplaced(run: _Run, layout: Layout) -> str:
-    """Say why a run fits no cell."""
-    if run.record.kind not in ("train", "teacher"):
-        return f"it is of the kind '{run.record.kind}', not a student or a teacher"
-    if run.record.kind == "teacher":
-        return f"no column has the teacher {run.record.student}, or nothing of it was measured"
-    if not run.is_one_pair:
-        return "it has several teachers or peers"
-    if any(_in_row(run, row, layout) for row in layout.rows):
-        return f"no column has the pair {run.teacher} \N{RIGHTWARDS ARROW} {run.record.student}"
-    return f"no row has the methods {' + '.join(run.methods)} with its settings"
-
-
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = values.get(name)
-    return section if isinstance(section, Mapping) else {}

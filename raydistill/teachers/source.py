@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raydistill.errors import CacheError
 from raydistill.teachers.cache.manifest import REPAIR
-from raydistill.teachers.rows import HeldRows, Rows, StoredRows
+from raydistill.teachers.rows import Rows, StoredRows
 
 if TYPE_CHECKING:
     from raydistill.methods.base import Needs
@@ -89,14 +89,6 @@ class CachedTeacher:
         self.stored = isinstance(rows, StoredRows)
         self.device = rows.device
         self._rows, self._needs = rows, needs
-
-    @classmethod
-    def from_cache(
-        cls, cache: TeacherCache, sample_ids: Tensor, needs: Needs, device: torch.device | str
-    ) -> CachedTeacher:
-        """Read the rows of ``sample_ids`` int64 [N], whose order gives the positions; raises ``CacheError``."""
-        table = cache.table(sample_ids, cache.views, wanted_outputs(needs, cache))
-        return cls(HeldRows(table, cache.views, device), needs)
 
     def outputs(
         self,

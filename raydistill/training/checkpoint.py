@@ -149,13 +149,8 @@ def adopt(session: Session, state: State, origin: Path) -> None:
         group.update(values, lr=rate * factor(schedule.last_epoch))
 
 
-def save_checkpoint(session: Session, folder: Path) -> None:
-    """Write the session's state into a folder."""
-    write_state(snapshot(session), folder)
-
-
 def load_checkpoint(session: Session, folder: Path) -> None:
-    """Continue a session from a folder that ``save_checkpoint`` wrote.
+    """Continue a session from a folder that ``write_state`` wrote.
 
     Raises:
         RunError: if the file is damaged or belongs to another experiment.

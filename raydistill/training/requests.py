@@ -13,7 +13,7 @@ from raydistill.data.mixing import Mixture, Partners, draw_mixture
 from raydistill.data.views import fresh_views, scheduled_views
 
 if TYPE_CHECKING:
-    from raydistill.data.config import AugmentConfig
+    from raydistill.data.augment_config import AugmentConfig
     from raydistill.methods.base import Needs
 
 

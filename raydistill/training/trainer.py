@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from raydistill.cluster import await_room, ensure_ray, joins_another, most_resources, object_store_bytes
-from raydistill.config import Experiment, parse_experiment
-from raydistill.errors import ConfigError, InputError, RunError, last_line, named_error
+from raydistill.config import Experiment
+from raydistill.errors import InputError, RunError, last_line, named_error
 from raydistill.reachable import require_reachable
+from raydistill.training.cpus import cpus_each, spare_cpus
 from raydistill.training.early import EarlyWorkers, quick_imports
 from raydistill.training.exhaustion import memory_advice
 from raydistill.training.run_folder import PROFILE, RunFolder, claimed
@@ -25,13 +26,10 @@ from raydistill.training.tracking import check_trackers, tracked
 Watch = Callable[[RunFolder], None]
 
 STUDENT_WEIGHTS = "student.safetensors"
-TEACHER_WEIGHTS = "model.safetensors"
 RAY_STATE = "ray_train"
 POLL_S = 0.25
 LEAVING_S = 10.0
 """An interrupt waits at most so long for the work to let go; workers that are being started are not left before."""
-READERS_SHARE = 0.25
-"""Of Ray's CPUs that workers leave to tasks that read ahead, where there are such; at least one, if they have two."""
 FAILED_STARTS = 10
 """A run ends when its workers could not be started so often: each time Ray waits a minute for lost nodes to return."""
 RAY_HEAD_START_S = 1.5
@@ -164,58 +162,6 @@ class Workers:
         _raise_failure(self.folder)
 
 
-def train_teacher(
-    experiment: Experiment, *, resume: bool = False, watch: Watch = lambda folder: None
-) -> dict[str, Any]:
-    """Train the experiment's teachers by cross entropy, each into the folder of its ``weights`` where that is given.
-
-    Returns what stands in the first one's ``result.json``, with ``weights``; of the others under ``ensemble``.
-    """
-    if experiment.teacher is None:
-        from raydistill.teachers.network import NO_TEACHER
-
-        raise ConfigError(NO_TEACHER)
-    first, *others = [
-        _train_teacher(experiment, number, resume=resume, watch=watch) for number in range(len(experiment.teachers))
-    ]
-    return {**first, "ensemble": others} if others else first
-
-
-def _train_teacher(experiment: Experiment, number: int, *, resume: bool, watch: Watch) -> dict[str, Any]:
-    beside = experiment.folder.with_name(f"{experiment.name}-teacher{number or ''}") / TEACHER_WEIGHTS
-    path = Path(experiment.teachers[number].weights or beside)
-    alone = _teacher_alone(experiment, number, path.parent)
-    result = train(alone, resume=resume, watch=watch, folder=path.parent, weights=path.name, kind="teacher")
-    return {**result, "weights": str(path)}
-
-
-def _teacher_alone(experiment: Experiment, number: int, folder: Path) -> Experiment:
-    """Return the experiment whose student is a teacher, learning from labels into ``folder``; each has its own seed."""
-    teacher = experiment.teachers[number]
-    train = teacher.train or experiment.train.model_copy(update={"agreement": ()})  # it has no teacher to agree with
-    if teacher.layout is not None:
-        raise ConfigError(f"teacher.layout = {teacher.layout}: the weights are a public checkpoint; nothing to train")
-    if not folder.name:
-        raise ConfigError(f"teacher.weights = {teacher.weights}: name a folder too, as in runs/teacher/...")
-    return parse_experiment(
-        {
-            **experiment.to_dict(),
-            "data": experiment.data.of_teacher.model_dump(mode="json"),
-            "name": folder.name,
-            "output": str(folder.parent),
-            "seed": experiment.seed + number,
-            "teacher": None,
-            "ensemble": [],
-            "peers": [],
-            "student": {"model": teacher.model, "taps": teacher.taps},
-            "methods": {"ce": {}},
-            "train": train.model_dump(mode="json"),
-            "tune": None,
-        },
-        origin="teacher.weights",
-    )
-
-
 def prepare_while_ray_starts(
     experiment: Experiment,
     marks: dict[str, float],
@@ -340,27 +286,6 @@ def _raise_failure(folder: RunFolder) -> None:
     failure = folder.failure()
     if failure:
         raise named_error(failure["kind"], failure["message"])
-
-
-def spare_cpus(reads_ahead: bool, available: float) -> int:
-    """Return how many of Ray's CPUs are left to the tasks that read ahead; of one alone none can be."""
-    return max(0, min(int(available) - 1, max(1, int(READERS_SHARE * available)))) if reads_ahead else 0
-
-
-def cpus_each(nodes: Sequence[tuple[int, int]], workers: int, *, use_gpu: bool) -> int:
-    """Return the most CPUs that each of so many workers can have, at least 1; a worker lies on one node.
-
-    Args:
-        nodes: CPUs and GPUs of each.
-        workers: how many there are to be.
-        use_gpu: whether each takes a GPU too.
-    """
-
-    def room(cpus: int) -> int:
-        return sum(min(there // cpus, gpus) if use_gpu else there // cpus for there, gpus in nodes)
-
-    most = max((there for there, _ in nodes), default=1)
-    return next((cpus for cpus in range(most, 0, -1) if room(cpus) >= workers), 1)
 
 
 def _resources(experiment: Experiment, *, reads_ahead: bool) -> tuple[dict[str, Any], int]:

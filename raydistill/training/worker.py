@@ -17,7 +17,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from raydistill.config import Experiment, parse_experiment
 from raydistill.errors import DivergedError, RaydistillError, RunError
 from raydistill.training.assembly import assemble
-from raydistill.training.checkpoint import read_state, restore
+from raydistill.training.checkpoint import load_checkpoint, restore
 from raydistill.training.due import Due
 from raydistill.training.exhaustion import memory_advice
 from raydistill.training.keeping import CheckpointKeeper
@@ -103,7 +103,7 @@ def _continue(session: Session, shelf: Shelf, folder: RunFolder) -> bool:
     if session.world_size > 1:  # it takes an actor of Ray Train's, which begins after the workers
         chosen = broadcast_from_rank_zero(chosen)
     if chosen and session.rank != 0:
-        restore(session, read_state(shelf.folder / chosen, session.device), shelf.folder / chosen)
+        load_checkpoint(session, shelf.folder / chosen)
     return chosen is not None
 
 

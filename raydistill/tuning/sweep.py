@@ -12,9 +12,10 @@ from typing import Any
 from raydistill.cluster import await_room, quiet_tune
 from raydistill.config import Experiment, flatten, load_experiment
 from raydistill.errors import ConfigError, RunError, last_line
+from raydistill.training.cpus import spare_cpus
 from raydistill.training.run_folder import CONFIG, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
-from raydistill.training.trainer import Watch, prepare_while_ray_starts, spare_cpus, watched
+from raydistill.training.trainer import Watch, prepare_while_ray_starts, watched
 from raydistill.tune_config import TuneConfig
 from raydistill.tuning.agenda import Agenda
 from raydistill.tuning.budget import Budget
@@ -55,7 +56,7 @@ def tune(experiment: Experiment, *, resume: bool = False, watch: Watch = lambda 
         folder.begin(experiment, resume=resume)
         folder.list_skipped(arrays["train"]["skipped"])
         before = read_state(folder.path)
-        slots = before["slots"] if before else _slots(experiment, arrays)
+        slots = before["slots"] if before else slots_of(experiment, arrays)
         train, sweep = from_arrays(arrays).train, _shared(experiment, arrays)
         shape, num_classes = train.shape, train.num_classes
         del arrays, train  # of what Ray holds now, no second copy is kept
@@ -124,7 +125,7 @@ def _await_trials(experiment: Experiment) -> None:
     await_room({"CPU": cpus, "GPU": _gpus(experiment) / scale.workers}, count)
 
 
-def _slots(experiment: Experiment, arrays: Mapping[str, Any]) -> int:
+def slots_of(experiment: Experiment, arrays: Mapping[str, Any]) -> int:
     """Return how many trials run at a time."""
     config, scale = _tune(experiment), experiment.scale
     import ray

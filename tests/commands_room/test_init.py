@@ -21,7 +21,8 @@ from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
 from raydistill.starting.draft import goals
 from raydistill.teachers.cache.build import build_cache
-from raydistill.training.trainer import train, train_teacher
+from raydistill.training.teacher import train_teacher
+from raydistill.training.trainer import train
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from raydistill.config_errors import explain
-from raydistill.data.config import AugmentConfig, DataConfig
+from raydistill.data.augment_config import AugmentConfig
+from raydistill.data.config import DataConfig
 from raydistill.data.views import render
 from raydistill.teachers.cache.manifest import Augmentation, Content, DataContent, Preprocessing, TeacherContent
 

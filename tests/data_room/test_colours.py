@@ -18,8 +18,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
 from raydistill.data import colour, filters, randaugment, tones
+from raydistill.data.augment_config import AugmentConfig
 from raydistill.data.change_rows import change_rows
-from raydistill.data.config import AugmentConfig
 from raydistill.data.views import parameters, render
 from raydistill.data.warps import warp
 from raydistill.errors import ConfigError

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raydistill.data.config import AugmentConfig, DataConfig
+from raydistill.data.augment_config import AugmentConfig
+from raydistill.data.config import DataConfig
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 from raydistill.config_errors import explain
-from raydistill.data.config import AugmentConfig, DataConfig
+from raydistill.data.augment_config import AugmentConfig
+from raydistill.data.config import DataConfig
 from raydistill.data.datasets import load_train, split_train, training_ids
 from raydistill.data.mixing import Mixture, Partners, blend, draw_mixture
 from raydistill.data.views import render

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from raydistill.data import modalities
-from raydistill.data.config import AugmentConfig, DataConfig
+from raydistill.data.augment_config import AugmentConfig
+from raydistill.data.config import DataConfig
 from raydistill.data.datasets import load_sides, load_test, load_train, split_train
 from raydistill.data.folder import has_test_images
 from raydistill.data.modalities import chrominance, lab, luminance, with_ids

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from raydistill.data.config import AugmentConfig
+from raydistill.data.augment_config import AugmentConfig
 from raydistill.data.views import fresh_views, parameters, render, scheduled_views
 
 AUGMENTS = [

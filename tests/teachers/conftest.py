@@ -11,6 +11,7 @@ import pytest
 
 from raydistill.config import Experiment
 from raydistill.data.datasets import ImageSet, load_train
+from raydistill.teachers.cache import build as building
 from raydistill.teachers.cache.build import BuildReport, build_cache
 from raydistill.teachers.cache.read import TeacherCache
 from tests.conftest import digits, teaching
@@ -45,6 +46,15 @@ class Built:
         shutil.copytree(self.path.parent, root)
         report = BuildReport(**{**vars(self.report), "path": str(root / self.path.name)})
         return Built(self.experiment.override({"cache.root": str(root)}), self.images, report)
+
+
+def refuse_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test where rows are computed, which takes Ray."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("Ray was asked")
+
+    monkeypatch.setattr(building, "_computed", fail)
 
 
 def small(folder: Path, weights: Path, **cache: Any) -> Experiment:

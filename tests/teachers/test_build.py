@@ -31,14 +31,7 @@ from raydistill.teachers.cache.read import TeacherCache
 from raydistill.teachers.cache.shards import Place
 from raydistill.teachers.network import teacher_of
 from tests.conftest import digits
-from tests.teachers.conftest import SHARD_ROWS, VIEWS, Built, small
-
-
-def refuse_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise AssertionError("Ray was asked")
-
-    monkeypatch.setattr(building, "_computed", fail)
+from tests.teachers.conftest import SHARD_ROWS, VIEWS, Built, refuse_ray, small
 
 
 def live(built: Built, view: int, rows: slice) -> dict[str, torch.Tensor]:

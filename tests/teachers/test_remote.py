@@ -29,7 +29,7 @@ from raydistill.teachers.cache.shards import Place
 from raydistill.teachers.cache.verify import verify
 from raydistill.training.trainer import train
 from tests.s3 import request, serving
-from tests.teachers.conftest import SHARD_ROWS, Built
+from tests.teachers.conftest import SHARD_ROWS, Built, refuse_ray
 
 BUCKET = "caches"
 
@@ -81,13 +81,6 @@ def flip_bit(path: RemotePath) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write(bytes(data))
-
-
-def refuse_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise AssertionError("Ray was asked")
-
-    monkeypatch.setattr(building, "_computed", fail)
 
 
 def command(*arguments: str) -> Result:
@@ -311,22 +304,27 @@ def test_other_nodes_are_told_the_server(server: str, monkeypatch: pytest.Monkey
     assert "secret" not in told
 
 
+def local(cache: TeacherCache, record: ShardRecord) -> Path:
+    """A shard as a file of this node."""
+    return store.local_file(shard_path(cache.path, record.name), record, cache.manifest.key)
+
+
 def test_copy_on_the_node_is_checked_and_shared(
     built: Built, remote: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(store.SCRATCH, str(tmp_path))
     cache = TeacherCache.open(remote.report.path)
     good, bad, *_ = cache.manifest.shards
-    copy = cache.local_shard(good)
+    copy = local(cache, good)
     assert copy.read_bytes() == (built.path / "shards" / good.name).read_bytes()
     assert copy.is_relative_to(tmp_path)
     paths = [shard_path(at(remote), record.name) for record in (good, bad)]
     flip_bit(paths[1])  # type: ignore[arg-type]
     paths[0].unlink()
-    assert cache.local_shard(good) == copy  # what is there is not fetched again
+    assert local(cache, good) == copy  # what is there is not fetched again
     with pytest.raises(CacheError, match=f"{bad.name}.*: damaged: its sha256 is not the recorded one"):
-        cache.local_shard(bad)
-    assert TeacherCache.open(built.path).local_shard(good) == built.path / "shards" / good.name
+        local(cache, bad)
+    assert local(TeacherCache.open(built.path), good) == built.path / "shards" / good.name
 
 
 def test_scratch_of_somebody_else_is_not_used(remote: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,13 +332,13 @@ def test_scratch_of_somebody_else_is_not_used(remote: Built, tmp_path: Path, mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     cache = TeacherCache.open(remote.report.path)
     record = cache.manifest.shards[0]
-    mine = cache.local_shard(record).parents[1]
+    mine = local(cache, record).parents[1]
     assert mine.parent == tmp_path
     assert mine.stat().st_mode & 0o777 == 0o700
     mine.rename(tmp_path / "elsewhere")
     mine.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunError, match="belongs to somebody else; set RAYDISTILL_SCRATCH"):
-        cache.local_shard(record)
+        local(cache, record)
 
 
 def test_storage_that_only_fsspec_knows(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

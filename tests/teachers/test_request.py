@@ -21,15 +21,15 @@ from pydantic import BaseModel
 
 from raydistill.cache_config import CacheConfig
 from raydistill.config import Experiment, parse_experiment
-from raydistill.data.config import (
+from raydistill.data.augment_config import (
     AugmentConfig,
     BlurConfig,
     ColorJitterConfig,
     CutMixConfig,
-    DataConfig,
     MixupConfig,
     RandAugmentConfig,
 )
+from raydistill.data.config import DataConfig
 from raydistill.data.datasets import load_train
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model

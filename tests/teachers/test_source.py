@@ -31,9 +31,14 @@ def draw(built: Built, positions: torch.Tensor, views: torch.Tensor) -> torch.Te
     )
 
 
+def cached_teacher(cache: TeacherCache, ids: torch.Tensor, needs: Needs) -> CachedTeacher:
+    table = cache.table(ids, cache.views, wanted_outputs(needs, cache))
+    return CachedTeacher(HeldRows(table, cache.views, "cpu"), needs)
+
+
 def test_cached_equals_live(built: Built) -> None:
     needs = Needs(student={0: BOTH, 1: BOTH}, teacher={0: BOTH, 1: frozenset({"embedding"})})
-    cached = CachedTeacher.from_cache(TeacherCache.open(built.path), built.images.ids, needs, "cpu")
+    cached = cached_teacher(TeacherCache.open(built.path), built.images.ids, needs)
     live = LiveTeacher(teacher_of(built.experiment, built.images), needs, image_shape=built.images.shape)
     positions = torch.randperm(240, generator=torch.Generator().manual_seed(0))[:50]
     view_ids = {0: torch.arange(50) % 2 + 1, 1: 2 - torch.arange(50) % 2}
@@ -52,7 +57,7 @@ def test_cached_equals_live(built: Built) -> None:
 def test_evaluation_view_stands_for_all(exact: Built) -> None:
     needs = Needs(student={0: BOTH, 3: BOTH}, teacher={3: BOTH})
     cache = TeacherCache.open(exact.path)
-    teacher = CachedTeacher.from_cache(cache, exact.images.ids, needs, "cpu")
+    teacher = cached_teacher(cache, exact.images.ids, needs)
     positions = torch.tensor([7, 2])
     found = teacher.outputs(positions, {3: torch.tensor([41, 99])}, {})
     assert torch.equal(found[3]["logits"], cache.read(exact.images.ids[positions])["logits"])
@@ -69,7 +74,7 @@ def test_lacking_output_and_view_are_named(built: Built) -> None:
 
 
 def test_uncached_view_id_is_refused(built: Built) -> None:
-    teacher = CachedTeacher.from_cache(TeacherCache.open(built.path), built.images.ids, Needs(teacher={0: BOTH}), "cpu")
+    teacher = cached_teacher(TeacherCache.open(built.path), built.images.ids, Needs(teacher={0: BOTH}))
     with pytest.raises(CacheError, match="views 1 to 3"):
         teacher.outputs(torch.tensor([0, 1]), {0: torch.tensor([1, 3])}, {})
 

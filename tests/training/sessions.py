@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from raydistill.config import Experiment
 from raydistill.training.assembly import assemble
+from raydistill.training.checkpoint import snapshot, write_state
+from raydistill.training.loop import fit
 from raydistill.training.material import prepare
 from raydistill.training.session import Session
 
@@ -16,6 +19,18 @@ from raydistill.training.session import Session
 def session_of(experiment: Experiment) -> Session:
     """The session that one worker of the experiment would have."""
     return assemble(experiment, prepare(experiment), device=torch.device("cpu"))
+
+
+def trained(experiment: Experiment) -> Session:
+    """The session after all epochs, with their metrics in its history."""
+    session = session_of(experiment)
+    fit(session, lambda metrics, session: session.history.append(metrics))
+    return session
+
+
+def save_checkpoint(session: Session, folder: Path) -> None:
+    """Write the session's state as a worker does."""
+    write_state(snapshot(session), folder)
 
 
 def without_times(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,17 +18,17 @@ from raydistill.evaluation.similarity import linear_cka
 from raydistill.teachers.cache.read import TeacherCache
 from raydistill.teachers.network import teacher_of
 from raydistill.training import agreement as compared_images
-from raydistill.training import trainer
 from raydistill.training.assembly import assemble
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.run import result_of
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
+from raydistill.training.teacher import train_teacher
 from tests.conftest import digits, teaching
 from tests.teachers.stored import learnt, store
-from tests.training.sessions import assert_equal_states, session_of, without_times
+from tests.training.sessions import assert_equal_states, save_checkpoint, session_of, without_times
 from tests.training.test_modalities import crossing, luminance_teacher  # noqa: F401  a fixture
 
 MEASURES = ["neighbours@5", "cka"]
@@ -205,8 +205,8 @@ def test_the_teacher_itself_is_trained_without(
     tmp_path: Path, teacher_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Experiment] = []
-    monkeypatch.setattr(trainer, "train", lambda alone, **options: asked.append(alone) or {})
-    trainer.train_teacher(comparing(tmp_path, teacher_weights, tune={"metric": "val/cka", "space": SPACE}))
+    monkeypatch.setattr("raydistill.training.teacher.train", lambda alone, **options: asked.append(alone) or {})
+    train_teacher(comparing(tmp_path, teacher_weights, tune={"metric": "val/cka", "space": SPACE}))
     assert [alone.agreement for alone in asked] == [()]
 
 

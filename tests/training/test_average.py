@@ -17,14 +17,14 @@ from raydistill.models.weights import load_weights
 from raydistill.models.zoo import build_model
 from raydistill.train_config import EmaConfig
 from raydistill.training.average import AveragedStudent
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit, measure_top1
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from raydistill.training.step import descend
 from tests.conftest import digits
-from tests.training.sessions import assert_equal_states, session_of
+from tests.training.sessions import assert_equal_states, save_checkpoint, session_of
 
 TRAIN = {"epochs": 2, "batch_size": 48}
 

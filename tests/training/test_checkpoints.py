@@ -19,7 +19,7 @@ from raydistill.errors import RunError
 from raydistill.methods.registry import METHODS, method_class
 from raydistill.train_config import CheckpointConfig
 from raydistill.training.assembly import assemble
-from raydistill.training.checkpoint import load_checkpoint, read_record, save_checkpoint, state_of
+from raydistill.training.checkpoint import load_checkpoint, read_record, state_of
 from raydistill.training.checkpoint_files import FILE, RECORD
 from raydistill.training.due import Due
 from raydistill.training.keeping import CheckpointKeeper, Keeper
@@ -33,7 +33,7 @@ from raydistill.training.shelf import Shelf
 from raydistill.training.stages import run_stages
 from tests.conftest import digits, teaching
 from tests.methods.cases import SMALL
-from tests.training.sessions import session_of
+from tests.training.sessions import save_checkpoint, session_of
 
 CPU = torch.device("cpu")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

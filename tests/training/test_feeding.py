@@ -18,7 +18,7 @@ from raydistill.training.loop import fit
 from raydistill.training.material import Material, from_arrays, prepare, to_arrays
 from raydistill.training.placement import read_from, streams
 from raydistill.training.session import Session
-from raydistill.training.trainer import spare_cpus, train
+from raydistill.training.trainer import train
 from tests.conftest import digits, teaching
 from tests.data_room.files import write_folder
 from tests.methods.cases import SMALL
@@ -149,12 +149,6 @@ def test_the_store_decides_whether_rows_are_loaded(tmp_path: Path, teacher_weigh
     assert not loaded.streams and left.streams and left.reads_ahead
     assert loaded.table_bytes == left.table_bytes == loaded.tables[0]["logits"].nbytes  # type: ignore[index]
     assert read_from("auto", prepare(digits(tmp_path)), CPU) is None
-
-
-@pytest.mark.parametrize(("cpus", "left"), [(1, 0), (2, 1), (4, 1), (16, 4)])
-def test_readers_get_a_share_of_the_cpus(cpus: int, left: int) -> None:
-    assert spare_cpus(True, cpus) == left
-    assert spare_cpus(False, cpus) == 0
 
 
 def test_unknown_way_is_refused(tmp_path: Path) -> None:

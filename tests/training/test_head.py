@@ -13,11 +13,11 @@ from raydistill.config import Experiment
 from raydistill.errors import ConfigError
 from raydistill.models.weights import load_weights, save_weights
 from raydistill.models.zoo import build_model
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.session import Session
 from tests.conftest import digits, teaching
-from tests.training.sessions import assert_equal_states, session_of
+from tests.training.sessions import assert_equal_states, save_checkpoint, session_of
 
 HEADS = {
     "resnet8": {"fc.weight", "fc.bias"},

@@ -9,26 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from raydistill.config import Experiment
 from raydistill.errors import RunError
 from raydistill.evaluation.features import spread
 from raydistill.models.taps import Tapped
 from raydistill.train_config import ScheduleConfig
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.optimisation import learning_rate_factor
 from raydistill.training.session import Session
 from tests.conftest import digits, teaching
-from tests.training.sessions import assert_equal_states, session_of
+from tests.training.sessions import assert_equal_states, save_checkpoint, session_of, trained
 
 KD = {"ce": {"weight": 0.1}, "kd": {"weight": 0.9}}
-
-
-def trained(experiment: Experiment) -> Session:
-    session = session_of(experiment)
-    fit(session, lambda metrics, session: session.history.append(metrics))
-    return session
 
 
 def test_a_student_learns_digits(tmp_path: Path) -> None:

@@ -25,14 +25,14 @@ from raydistill.teachers.cache.read import find_cache
 from raydistill.teachers.cache.spot import spot_check
 from raydistill.teachers.network import teacher_of
 from raydistill.training.assembly import assemble
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.session import Session
 from tests.conftest import digits, teaching
 from tests.methods.cases import SMALL
 from tests.teachers.stored import store
-from tests.training.sessions import assert_equal_states
+from tests.training.sessions import assert_equal_states, save_checkpoint
 
 AUGMENT = {"crop": 1, "flip": 0.5, "mixup": {"probability": 0.4}, "cutmix": {"probability": 0.4}}
 COLUMNS = ("partner_id", "own_share", "partner_top", "partner_left", "partner_height", "partner_width")

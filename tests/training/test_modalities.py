@@ -19,11 +19,11 @@ from raydistill.models.zoo import build_model
 from raydistill.teachers.cache.read import find_cache
 from raydistill.teachers.cache.spot import spot_check
 from raydistill.teachers.network import teacher_of
-from raydistill.training import trainer
 from raydistill.training.assembly import assemble
 from raydistill.training.loop import fit
 from raydistill.training.material import from_arrays, prepare, to_arrays
 from raydistill.training.session import Session
+from raydistill.training.teacher import train_teacher
 from tests.conftest import digits
 from tests.data_room.test_modalities import pairs, write_pairs
 
@@ -146,8 +146,8 @@ def test_the_teacher_is_trained_on_its_own_modality(
         asked.append(alone)
         return {}
 
-    monkeypatch.setattr(trainer, "train", note)
-    trainer.train_teacher(experiment)
+    monkeypatch.setattr("raydistill.training.teacher.train", note)
+    train_teacher(experiment)
     (alone,) = asked
     session = session_of(alone)
     assert session.data.images.shape[1:] == (1, 16, 16)

@@ -17,14 +17,14 @@ from raydistill.evaluation.card import evaluate_run
 from raydistill.functional import kd_loss
 from raydistill.models.weights import load_weights
 from raydistill.models.zoo import build_model
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.material import prepare
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from tests.conftest import digits
-from tests.training.sessions import session_of
+from tests.training.sessions import save_checkpoint, session_of, trained
 
 KD = {"ce": {}, "kd": {"weight": 0.5}}
 CRD = {"ce": {}, "crd": {"negatives": 32, "dimension": 16}}
@@ -36,12 +36,6 @@ def mutual(folder: Path, **sections: Any) -> Experiment:
     return digits(folder, **({"peers": [RESNET], "methods": KD} | sections))
 
 
-def fitted(experiment: Experiment) -> Session:
-    session = session_of(experiment)
-    fit(session, lambda metrics, session: session.history.append(metrics))
-    return session
-
-
 def first_loss(session: Session) -> Any:
     return session.model(session.draw(torch.arange(16), 0))
 
@@ -50,7 +44,7 @@ def first_loss(session: Session) -> Any:
 def test_both_networks_learn(tmp_path: Path, method: str) -> None:
     data = {"name": "digits", "validation": 0.2, "augment": {"crop": 1}}
     methods: dict[str, Any] = {"ce": {}, method: {}}
-    session = fitted(mutual(tmp_path, peers=[WRN], data=data, methods=methods, train={"epochs": 3, "batch_size": 48}))
+    session = trained(mutual(tmp_path, peers=[WRN], data=data, methods=methods, train={"epochs": 3, "batch_size": 48}))
     first, last = session.history[0], session.history[-1]
     for prefix in ("", "peer1/"):
         assert last[f"val/{prefix}top1"] > 80.0
@@ -142,7 +136,7 @@ def test_exchanged_networks_exchange_their_losses(tmp_path: Path) -> None:
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     experiment = mutual(tmp_path, peers=[WRN], methods=CRD | {"one": {}}, train={"epochs": 2, "batch_size": 96})
-    whole, interrupted = fitted(experiment), session_of(experiment)
+    whole, interrupted = trained(experiment), session_of(experiment)
 
     def stop_after_first(metrics: dict[str, float], session: Session) -> None:
         session.history.append(metrics)

@@ -15,14 +15,14 @@ import torch
 from raydistill.config import Experiment
 from raydistill.errors import ConfigError
 from raydistill.models.zoo import build_model
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.precision import LEAST_GAIN, Probe, probe_precision
 from raydistill.training.run import run
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from tests.conftest import digits
-from tests.training.sessions import session_of
+from tests.training.sessions import save_checkpoint, session_of
 
 SHORT = {"epochs": 1, "batch_size": 48}
 

@@ -19,7 +19,7 @@ from raydistill.methods.base import Loss, Needs, Stage, Step
 from raydistill.models.weights import save_weights
 from raydistill.models.zoo import build_model
 from raydistill.training.assembly import assemble
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint, state_of
+from raydistill.training.checkpoint import load_checkpoint, state_of
 from raydistill.training.loop import fit
 from raydistill.training.material import prepare
 from raydistill.training.phases import ALWAYS
@@ -28,7 +28,7 @@ from raydistill.training.run_folder import RunFolder
 from raydistill.training.session import Session
 from raydistill.training.stages import run_stages
 from tests.conftest import digits, teaching
-from tests.training.sessions import assert_equal_states, session_of
+from tests.training.sessions import assert_equal_states, save_checkpoint, session_of
 
 BATCH, EPOCHS = 48, 3
 STAGED = {

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from raydistill.config import Experiment
 from raydistill.errors import RunError
-from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.checkpoint import load_checkpoint
 from raydistill.training.loop import fit
 from raydistill.training.micro_batches import micro_batches
 from raydistill.training.session import Session
 from raydistill.training.step import autocast, descend
 from tests.conftest import digits, teaching
 from tests.methods.ranks import freeze_statistics
-from tests.training.sessions import assert_equal_states, session_of
+from tests.training.sessions import assert_equal_states, save_checkpoint, session_of
 
 PLAIN = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
 ROWS = {"ce": {"label_smoothing": 0.1}, "kd": {}, "reg": {}}

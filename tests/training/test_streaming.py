@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from raydistill.config import Experiment
-from raydistill.data.config import AugmentConfig
+from raydistill.data.augment_config import AugmentConfig
 from raydistill.errors import CacheError, DataError
 from raydistill.methods.base import Needs
 from raydistill.models.weights import save_weights

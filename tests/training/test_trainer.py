@@ -21,7 +21,8 @@ from raydistill.models.weights import load_weights
 from raydistill.models.zoo import build_model
 from raydistill.teachers.cache.build import build_cache
 from raydistill.training.run_folder import RunFolder
-from raydistill.training.trainer import cpus_each, train, train_teacher
+from raydistill.training.teacher import train_teacher
+from raydistill.training.trainer import train
 from tests.conftest import digits, teaching
 from tests.data_room.files import write_folder
 from tests.disks import small_file_system
@@ -211,19 +212,3 @@ def test_damaged_images_that_may_be_skipped_are_counted_and_listed(tmp_path: Pat
     assert "damaged.png" in (Path(result["run"]) / "skipped.txt").read_text()
     with pytest.raises(DataError, match=r"damaged\.png"):
         train(digits(tmp_path, data=data | {"on_error": "stop"}))
-
-
-@pytest.mark.parametrize(
-    ("nodes", "workers", "use_gpu", "cpus"),
-    [
-        ([(16, 0)], 3, False, 5),
-        ([(1, 0)], 4, False, 1),
-        ([(1, 0), (1, 0), (1, 0)], 1, False, 1),
-        ([(16, 0), (16, 0)], 3, False, 8),
-        ([(0, 0), (32, 1), (8, 4)], 2, True, 8),
-    ],
-)
-def test_a_worker_gets_no_more_cpus_than_a_node_has(
-    nodes: list[tuple[int, int]], workers: int, use_gpu: bool, cpus: int
-) -> None:
-    assert cpus_each(nodes, workers, use_gpu=use_gpu) == cpus

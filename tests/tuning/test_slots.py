@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from raydistill.errors import RunError
-from raydistill.tuning.sweep import _slots
+from raydistill.tuning.sweep import slots_of
 from tests.conftest import digits
 
 SPACE = {"train.optimizer.lr": {"loguniform": [0.01, 0.1]}}
@@ -35,11 +35,11 @@ def test_trials_share_gpus_by_their_parts(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
     experiment = digits(tmp_path, tune={"space": SPACE, **tune}, scale=scale)
-    assert _slots(experiment, {"reads_ahead": False}) == slots
+    assert slots_of(experiment, {"reads_ahead": False}) == slots
 
 
 def test_a_trial_that_fits_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     experiment = digits(tmp_path, tune={"space": SPACE, "gpus_per_trial": 0.5})
     with pytest.raises(RunError, match=r"a trial needs 1 CPUs and 0\.5 GPUs, but Ray has 2 and 0 to give"):
-        _slots(experiment, {"reads_ahead": False})
+        slots_of(experiment, {"reads_ahead": False})

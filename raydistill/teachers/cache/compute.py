@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raydistill.data.ahead import ahead
-from raydistill.data.config import AugmentConfig
+from raydistill.data.augment_config import AugmentConfig
 from raydistill.data.mixing import Mixture, Partners, blend, draw_mixture
 from raydistill.data.views import parameters, render
 from raydistill.teachers.cache import store

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,16 +93,6 @@ class TeacherCache:
                 store.spread(self.path, lambda record: read_ids(self.path, record), self._shards(0))
             )
         return self._ids
-
-    def local_shard(self, record: ShardRecord) -> Path:
-        """Return a shard as a local file: the cache's own, or a copy of a remote one that this node's processes share.
-
-        Raises:
-            CacheError: if a remote shard is missing or not the recorded one.
-            StorageError: if the storage cannot be reached or refuses.
-            RunError: if the copy can't be written.
-        """
-        return store.local_file(shard_path(self.path, record.name), record, self.manifest.key)
 
     def read(
         self, sample_ids: Iterable[int] | Array | Tensor, view: int = 0, outputs: Sequence[str] | None = None
