@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -12,8 +14,19 @@ from raydistill.commands.group import Commands
 app = typer.Typer(cls=Commands, rich_markup_mode=None)
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"raydistill {metadata.version('raydistill')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _main() -> None:
+def _main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Turn a large vision model into a small one: teacher once, students trained and tuned from its cache, on Ray."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, else tells of each start
 

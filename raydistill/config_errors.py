@@ -52,13 +52,26 @@ def _line(dotted: str, finding: Any, owner: type[BaseModel], model: type[BaseMod
         name, fields = str(finding["loc"][-1]), list(owner.model_fields)
         if not name:  # a value stands where the hyper-parameters of a method should
             return f"{dotted} = {value!r}: must be a mapping (allowed keys: {', '.join(fields)})"
-        return f"{dotted}: unknown key{did_you_mean(name, fields)} (allowed: {', '.join(fields)})"
+        hint = did_you_mean(name, fields) or _did_you_mean_inside(name, owner)
+        return f"{dotted}: unknown key{hint} (allowed: {', '.join(fields)})"
     if kind == "model_type" and model is not None:
         return f"{dotted} = {value!r}: must be a mapping (allowed keys: {', '.join(model.model_fields)})"
     message = _message(finding)
     if isinstance(value, dict | BaseModel) and kind == "value_error":
         return f"{dotted}: {message}" if dotted else message
     return f"{dotted} = {value!r}: {message}"
+
+
+def _did_you_mean_inside(name: str, owner: type[BaseModel]) -> str:
+    """Return a hint at the one section which has a key of that name, or an empty string where none or several have."""
+    found = [
+        f"{section}.{name}"
+        for section, field in owner.model_fields.items()
+        if isinstance(field.annotation, type)
+        and issubclass(field.annotation, BaseModel)
+        and name in field.annotation.model_fields
+    ]
+    return f"; did you mean '{found[0]}'?" if len(found) == 1 else ""
 
 
 def _message(finding: Any) -> str:

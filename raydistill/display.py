@@ -273,7 +273,8 @@ class _Work:
     def line(self) -> str:
         """Say what is being done, how much is, and the time left if everything went on as so far."""
         elapsed = time.monotonic() - self._began
-        parts = [*filter(None, [self._step]), f"{self._share:.0%} after {duration(elapsed)}"]
+        share = f"{self._share:.0%} " if self._share else ""
+        parts = [*filter(None, [self._step]), f"{share}after {duration(elapsed)}"]
         if 0.0 < self._share < 1.0:
             parts.append(f"about {duration(elapsed * (1.0 - self._share) / self._share)} left")
         return ", ".join(parts)

@@ -95,6 +95,9 @@ def test_the_resolved_experiment_is_an_input_that_resolves_to_itself(good: Path,
         ("evaluate.protocols=[top1,top]", "evaluate.protocols.1 = 'top': must be one of top1, top5"),
         ("train.schedule.name=multistep", "milestones are given exactly when name is 'multistep'"),
         ("cach.root=x", "cach: unknown key; did you mean 'cache'?"),
+        ("epochs=3", "epochs: unknown key; did you mean 'train.epochs'?"),
+        ("train.lr=0.1", "train.lr: unknown key; did you mean 'optimizer.lr'?"),
+        ("zzz=1", "zzz: unknown key (allowed: "),
     ],
 )
 def test_a_mistake_is_named_with_path_value_and_choices(good: Path, override: str, expected: str) -> None:

@@ -99,6 +99,19 @@ def test_a_log_gets_a_line_now_and_then_while_a_step_lasts(
     assert re.fullmatch(r"work: the first of four, 25% after 1 s, about \d+ s left", lines[-1])
 
 
+def test_what_has_no_share_yet_is_told_by_its_time_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(display, "_SECONDS_BETWEEN_LINES", 0.01)
+    line = ""
+    with display.working("work") as progress, redirect_stderr(StringIO()):
+        progress(0.0, "the first of four")
+        while not line:
+            time.sleep(0.001)
+            line = capsys.readouterr().err
+    assert re.match(r"work: the first of four, after \d+ s\n", line)
+
+
 def test_quiet_hides_progress_and_not_what_is_to_be_known(capsys: pytest.CaptureFixture[str]) -> None:
     be_quiet(True)
     display.tell("progress")

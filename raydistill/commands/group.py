@@ -61,7 +61,8 @@ class Commands(TyperGroup):
         except _UsageError as error:
             raise _told(_usage(error), _WRONG_USAGE) from None
         except KeyboardInterrupt:
-            raise _told("interrupted; the same command with --resume goes on", INTERRUPTED) from None
+            again = "the same command with --resume goes on" if self._resumes(ctx) else "run the same command again"
+            raise _told(f"interrupted; {again}", INTERRUPTED) from None
         except Exception as error:
             if not _is_rays(error):
                 raise
@@ -79,6 +80,11 @@ class Commands(TyperGroup):
         for title, names in self._groups(ctx).items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), _about(self.commands[name])) for name in names])
+
+    def _resumes(self, ctx: Any) -> bool:
+        """Whether the command that ran has an option ``--resume``."""
+        command = self.commands.get(str(ctx.invoked_subcommand))
+        return command is not None and any("--resume" in param.opts for param in command.params)
 
     def _groups(self, ctx: Any) -> Mapping[str, Sequence[str]]:
         return _PANELS if ctx.parent is None else {"Commands": [*self.commands]}
@@ -102,8 +108,12 @@ def _usage(error: Any) -> str:
     whole, _, command = context.command_path.partition(" ")
     option = getattr(error, "option_name", None)
     if option is not None and hasattr(error, "possibilities"):
-        known = [name for param in context.command.get_params(context) for name in param.opts if name[:2] == "--"]
-        problem = f"no option '{option}'{did_you_mean(option, known)}"
+        params = context.command.get_params(context)
+        known = [name[2:] for param in params for name in param.opts if name[:2] == "--"]
+        hint = did_you_mean(option.lstrip("-"), known).replace("'", "'--", 1)
+        if not hint and any(param.name == "overrides" for param in params):
+            hint = "; keys of the experiment have no dashes, as in train.epochs=3"
+        problem = f"no option '{option}'{hint}"
     else:
         problem = " ".join(error.format_message().split()).rstrip(".")
         problem = problem[:1].lower() + problem[1:]

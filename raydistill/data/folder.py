@@ -130,10 +130,8 @@ def _split_folder(root: Path, split: Split) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise DataError(
-        f"{root}: no folder {' or '.join(names)} there; images lie in train and test, those with labels in a folder "
-        "for each class"
-    )
+    missing = f"no folder {' or '.join(names)} there" if root.is_dir() else "no such folder"
+    raise DataError(f"{root}: {missing}; images lie in train and test, those with labels in a folder for each class")
 
 
 def _entries(folder: Path) -> list[Path]:

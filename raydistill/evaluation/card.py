@@ -152,6 +152,8 @@ def write_card(path: str | Path, card: Card) -> None:
 
 def trained_weights(path: Path) -> Path:
     """Return the weights of a finished run, of a student or a teacher. Raises ``DataError`` where there are none."""
+    if not path.is_dir():
+        raise DataError(f"{path}: no finished run: there is no such folder here")
     files = (path / name for name in ("student.safetensors", "model.safetensors"))
     weights = next((file for file in files if file.is_file()), None)
     if weights is None or not (path / "_SUCCESS").is_file():

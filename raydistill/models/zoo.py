@@ -104,7 +104,9 @@ def check_name(name: str) -> None:
     elif name not in _ZOO and name not in _IMAGENET:
         own = [*_ZOO, *_IMAGENET]
         libraries = f"{TORCHVISION}<name>, {TIMM}<name>, package.module:function (your own code, which is run)"
-        hint = did_you_mean(name, [*own, *torchvision_names()])
+        of_torchvision = TORCHVISION + name
+        near = [of_torchvision] if of_torchvision in torchvision_names() else [*own, *torchvision_names()]
+        hint = did_you_mean(name, near)
         raise ConfigError(f"unknown model '{name}'{hint} (known: {', '.join(own)}, {libraries})")
 
 

@@ -255,6 +255,8 @@ def _missing(experiment: Experiment, *, trains_teacher: bool) -> tuple[str, ...]
     found, teacher, root = [], experiment.teacher, experiment.data.root
     if root is not None and not Path(root).exists():
         found.append(f"data.root: no folder {root} yet; put the images there")
+    elif root is not None and experiment.data.name == "image_folder" and not Path(root, "train").is_dir():
+        found.append(f"data.root: no folder train in {root} yet; images lie in train and test, a folder for each class")
     if teacher is not None and teacher.weights is not None and not Path(teacher.weights).is_file():
         advice = "the first command below trains them" if trains_teacher else "put the checkpoint there"
         found.append(f"teacher.weights: no file {teacher.weights} yet; {advice}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,13 @@ from raydistill.data.datasets import ImageSet, load_sides, load_train, split_tra
 from raydistill.data.image_set import DecodedImages
 from raydistill.data.modalities import with_ids
 from raydistill.data.shared import from_parts, to_parts
-from raydistill.errors import DataError, WeightsError
+from raydistill.errors import DataError
 from raydistill.teachers.cache.read import TeacherCache, find_cache
 from raydistill.teachers.rows import StoredRows, table_bytes
 from raydistill.teachers.source import wanted_outputs
 from raydistill.training.agreement import cached_rows, check_agreement, compared
 from raydistill.training.placement import streams, usual_store_bytes
+from raydistill.training.required import require_weights
 
 Table = Mapping[str, np.ndarray[Any, Any]] | StoredRows
 
@@ -82,7 +82,7 @@ def prepare(experiment: Experiment, store_bytes: Callable[[], int] = usual_store
         instead = "none" if images.targets is None else "several classes an image, and so none"
         raise DataError(f"methods.{labelled} needs labels, but data set '{experiment.data.name}' has {instead}")
     check_agreement(experiment, len(splits.validation))
-    _require_files(experiment)
+    require_weights(experiment)
     caches: dict[int, TeacherCache] = {}
     teacher_train = None
     for number, teacher in enumerate(teachers):
@@ -139,23 +139,6 @@ def _image_bytes(material: Material) -> int:
     """What the decoded images take of the object store."""
     parts = (material.train, material.validation, material.teacher_train)
     return sum(part.images.nbytes for part in parts if isinstance(part, DecodedImages))
-
-
-def _require_files(experiment: Experiment) -> None:
-    """Say at once which weights are missing, rather than in a worker."""
-    given = {"student.weights": experiment.student.weights}
-    given |= {f"peers.{number}.weights": peer.weights for number, peer in enumerate(experiment.peers)}
-    if experiment.all_needs.teacher:
-        running = experiment.teachers
-    else:
-        running = experiment.teachers[:1] if experiment.agreement else ()
-    for number, teacher in enumerate(running):
-        if teacher.source == "live":
-            given["teacher.weights" if not number else f"ensemble.{number - 1}.weights"] = teacher.weights
-    for key, path in given.items():
-        if path is not None and not Path(path).is_file():
-            advice = "; `raydistill teacher CONFIG` trains them" if key == "teacher.weights" else ""
-            raise WeightsError(f"{key} = {path}: no such file{advice}")
 
 
 def to_arrays(material: Material) -> dict[str, Any]:

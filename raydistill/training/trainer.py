@@ -20,6 +20,7 @@ from raydistill.reachable import require_reachable
 from raydistill.training.cpus import cpus_each, spare_cpus
 from raydistill.training.early import EarlyWorkers, quick_imports
 from raydistill.training.exhaustion import memory_advice
+from raydistill.training.required import require_weights
 from raydistill.training.run_folder import PROFILE, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
 
@@ -174,6 +175,7 @@ def prepare_while_ray_starts(
 
     Ray starts in this thread, because its processes die with the thread that started them.
     """
+    require_weights(experiment)
     started: Future[None] = Future()
     head_start = None if joins_another() else RAY_HEAD_START_S
 

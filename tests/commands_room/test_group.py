@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ def test_no_command_shows_the_help_and_ends_as_wrong_input() -> None:
         (["cache", "biuld"], "raydistill: no command 'biuld'; did you mean 'build'? (commands: build, plan, "),
         (["--jsn", "train"], "raydistill: no option '--jsn'"),
         (["train", "x.yaml", "--resum"], "raydistill: train: no option '--resum'; did you mean '--resume'?; see "),
+        (
+            ["train", "x.yaml", "--epochs", "3"],
+            "raydistill: train: no option '--epochs'; keys of the experiment have no ",
+        ),
         (["cache", "rank", "x.yaml"], "raydistill: cache rank: missing argument 'PATH...'; see "),
         (["train"], "raydistill: train: missing argument 'CONFIG'; see "),
         (["judge", "runs/x", "--seeds", "many"], "raydistill: judge: invalid value for '--seeds': "),
@@ -74,6 +79,31 @@ def test_wrong_usage_is_one_line(arguments: list[str], said: str) -> None:
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
     assert line.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loads", "said"),
+    [
+        (["train", "x.yaml"], "raydistill.commands.training.load", "the same command with --resume goes on"),
+        (["cache", "build", "x.yaml"], "raydistill.commands.cache.load", "run the same command again"),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], loads: str, said: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loads, interrupt)
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 130
+    assert ended.stderr.splitlines() == [f"raydistill: interrupted; {said}"]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    ended = CliRunner().invoke(app, ["--version"])
+    assert ended.exit_code == 0
+    assert ended.stdout == f"raydistill {metadata.version('raydistill')}\n"
 
 
 def test_list_alone_says_what_can_be_listed() -> None:

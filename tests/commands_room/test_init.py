@@ -67,6 +67,14 @@ def test_lines_for_people_say_what_is_missing_and_what_comes_next() -> None:
     ]
 
 
+def test_a_folder_that_is_not_split_into_train_and_test_is_told() -> None:
+    Path("photos/cat").mkdir(parents=True)
+    said = "missing: data.root: no folder train in photos yet; images lie in train and test, a folder for each class"
+    assert said in invoke("--goal", "compress", "--root", "photos").stdout.splitlines()
+    Path("photos/train").mkdir()
+    assert "data.root" not in invoke("--goal", "compress", "--root", "photos", "--force").stdout
+
+
 def test_a_file_that_is_there_is_left_as_it_is() -> None:
     Path("mine.yaml").write_text("name: mine\n")
     ended = invoke("mine.yaml", "--goal", "digits")

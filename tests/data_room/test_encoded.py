@@ -72,6 +72,8 @@ def test_folder_without_classes(tmp_path: Path) -> None:
 
 
 def test_folder_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such folder; images lie in train and test"):
+        load_train(folder_config(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="no folder train there"):
         load_train(folder_config(tmp_path))
     (tmp_path / "train").mkdir()

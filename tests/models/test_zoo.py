@@ -23,6 +23,8 @@ def test_known_names(name: str) -> None:
         ("wrn_40_3", "wrn_40_"),
         ("torchvision/resnet1", "torchvision/resnet1"),
         ("mobilenetv2_half", "mobilenet_v2_half"),
+        ("resnet18", "torchvision/resnet18'"),
+        ("mobilenet_v3_small", "torchvision/mobilenet_v3_small'"),
     ],
 )
 def test_unknown_names_suggest_the_nearest(name: str, nearest: str) -> None:
