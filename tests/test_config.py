@@ -94,6 +94,7 @@ def test_the_resolved_experiment_is_an_input_that_resolves_to_itself(good: Path,
         ("teacher=null", "methods.soft needs a teacher, but the experiment has no section 'teacher'"),
         ("evaluate.protocols=[top1,top]", "evaluate.protocols.1 = 'top': must be one of top1, top5"),
         ("train.schedule.name=multistep", "milestones are given exactly when name is 'multistep'"),
+        ("methods.ce=[1]", "methods.ce=[1]: one is a list [...], the other a mapping"),
         ("cach.root=x", "cach: unknown key; did you mean 'cache'?"),
     ],
 )
