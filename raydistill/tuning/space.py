@@ -137,7 +137,7 @@ def covering(experiment: Experiment) -> Experiment:
     """
     methods: dict[str, Method] = dict(experiment.methods)
     for entry in parse_space(experiment):
-        if entry.kind in LISTS and _label(entry.key) is not None:
+        if _label(entry.key) is not None:  # of a method that only the space names, too
             for number, value in enumerate(entry.extremes):
                 variant = configured(experiment, {**_allowing(entry), entry.key: value})
                 methods |= {f"{label} {entry.key} {number}": method for label, method in variant.methods.items()}

@@ -120,5 +120,15 @@ def test_the_material_of_a_sweep_serves_every_trial(tmp_path: Path) -> None:
     assert {"logits", "features/3"} <= set(wanted_of(covering(experiment)))
 
 
+def test_a_method_that_the_space_alone_names_is_provided_for(tmp_path: Path) -> None:
+    experiment = digits(
+        tmp_path,
+        teacher={"model": "resnet14", "weights": "teacher.safetensors"},
+        methods={"kd": {}},
+        tune={"space": {"methods.crd.weight": {"uniform": [0.5, 1.0]}}},
+    )
+    assert wanted_of(covering(experiment)) == {"logits", "embedding"}
+
+
 def wanted_of(experiment: Experiment) -> set[str]:
     return {name for names in experiment.all_needs.teacher.values() for name in names}
