@@ -95,6 +95,7 @@ def test_the_resolved_experiment_is_an_input_that_resolves_to_itself(good: Path,
         ("evaluate.protocols=[top1,top]", "evaluate.protocols.1 = 'top': must be one of top1, top5"),
         ("train.schedule.name=multistep", "milestones are given exactly when name is 'multistep'"),
         ("methods.ce=[1]", "methods.ce=[1]: one is a list [...], the other a mapping"),
+        ("tune.space={a.b: 4}", "tune.space.a.b = 4: must be a mapping, or must be one of auto"),
         ("cach.root=x", "cach: unknown key; did you mean 'cache'?"),
     ],
 )
