@@ -23,7 +23,7 @@ from pydantic import (
 from raydistill.cache_config import CacheConfig
 from raydistill.config_errors import explain
 from raydistill.data.config import DataConfig
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, did_you_mean
 from raydistill.evaluate_config import EvaluateConfig
 from raydistill.measures import VALIDATION, measure_behind
 from raydistill.methods.base import Method, Needs, needs_of_stages_too, union_of_needs
@@ -37,6 +37,9 @@ from raydistill.train_config import TrainConfig
 from raydistill.tune_config import TuneConfig
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
+METRICS = ("val/top1", "val/neighbours@10", "val/cka", "val/rank", "train/loss")
+"""What a sweep may choose by, as examples: ``metrics.csv`` of a run has one column each."""
+_REPORTED = re.compile(r"val/(.+/)?top1|val/rank(_share)?|train/.+")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -155,6 +158,9 @@ class Experiment(Section):
                 sought = measure_behind(self.tune.metric)
             except ConfigError as error:
                 return f"tune.metric = {self.tune.metric!r}: {error}"
+            if sought is None and not _REPORTED.fullmatch(self.tune.metric):
+                near = did_you_mean(self.tune.metric, METRICS)
+                return f"tune.metric = {self.tune.metric!r}: no run reports it{near} (known: {', '.join(METRICS)})"
             if sought and self.tune.mode == "min":
                 return f"tune.mode = 'min': {self.tune.metric} is better where it is higher; set max"
         if self.agreement and self.teacher is None:

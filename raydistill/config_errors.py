@@ -104,7 +104,7 @@ def _walk(model: type[BaseModel], location: Location) -> tuple[list[str], type[B
             owner, is_leaf_union = _model_in(annotation), _is_union(annotation)
             if owner is None and is_leaf_union:
                 break
-        elif not str(step).startswith(("function-", "is-instance", "[key]")):
+        elif not str(step).startswith(("function-", "is-instance", "[key]", "dict[", "literal[")):
             path.append(str(step))
     return path, last, owner
 

@@ -94,11 +94,12 @@ def redrawn(first: str) -> Iterator[Callable[[RenderableType], None]]:
 def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolder], None]]:
     """Show a training run: a line that is redrawn at a terminal, and one line for each finished epoch everywhere."""
     shown = shown_of_stages = warned = noticed = 0
-    phase, started, log = "", time.monotonic(), Log()
+    phase: str | None = None
+    begun, log = (0.0, 0.0), Log()
     with redrawn(f"{experiment.name}: starting Ray and the workers ...") as draw:
 
         def watch(folder: RunFolder) -> None:
-            nonlocal shown, shown_of_stages, warned, noticed, phase, started
+            nonlocal shown, shown_of_stages, warned, noticed, phase, begun
             noticed = say_notices(experiment, folder, noticed)
             records = folder.pretraining()
             for record in records[shown_of_stages:]:
@@ -115,9 +116,11 @@ def training(experiment: Experiment, epochs: int) -> Iterator[Callable[[RunFolde
             warned = len(warnings)
             progress = folder.progress()
             if progress and shown < epochs:
+                total = progress.get("epochs", epochs)
+                now = (time.monotonic(), (progress["epoch"] + progress["step"] / progress["steps"]) / total)
                 if phase != progress.get("stage", ""):  # the time left is that of the stage, then of the epochs
-                    phase, started = progress.get("stage", ""), time.monotonic()
-                line = f"{experiment.name}: {_live_line(progress, epochs, started)}"
+                    phase, begun = progress.get("stage", ""), now
+                line = f"{experiment.name}: {_live_line(progress, total)}{_time_left(begun, now)}"
                 draw(Text(line))
                 log.tell(line)
 
@@ -156,16 +159,21 @@ def _terms(values: Mapping[str, float]) -> str:
     return f"loss {total:.3f} ({parts})" if parts else f"loss {total:.3f}"
 
 
-def _live_line(progress: Mapping[str, Any], epochs: int, started: float) -> str:
+def _live_line(progress: Mapping[str, Any], epochs: int) -> str:
     stage = f"stage {progress['stage']}, " if "stage" in progress else ""
-    epochs = progress.get("epochs", epochs)
-    done = (progress["epoch"] + progress["step"] / progress["steps"]) / epochs
-    elapsed = time.monotonic() - started
-    left = elapsed * (1 - done) / done if done > 0 else float("nan")
     return (
         f"{stage}epoch {progress['epoch'] + 1:.0f}/{epochs}  step {progress['step']:.0f}/{progress['steps']:.0f}  "
-        f"{_terms(progress)}  {progress['images_per_s']:.0f} images/s  {left:.0f} s left"
+        f"{_terms(progress)}  {progress['images_per_s']:.0f} images/s"
     )
+
+
+def _time_left(begun: tuple[float, float], now: tuple[float, float]) -> str:
+    """Say the time left from two pairs of a time in seconds and the share that was done by then.
+
+    The first is the earliest step that was seen: neither the start of Ray nor the epochs before a resume count.
+    """
+    seconds, done = now[0] - begun[0], now[1] - begun[1]
+    return f"  {duration(seconds * (1 - now[1]) / done)} left" if done > 0 else ""
 
 
 class Pace:

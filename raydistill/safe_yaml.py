@@ -21,6 +21,7 @@ MOST_PARTS = 100_000
 MOST_LETTERS = 1 << 26
 """Letters that references may grow a text to."""
 _LETTERS_A_PART = 64
+_OF_LISTS = "one is a list [...], the other a mapping {key: value}; give the kind that the experiment has"
 _RAISED_BY_VALUES = (AttributeError, KeyError, OverflowError, RecursionError, TypeError)
 """What PyYAML's constructors raise beside its own errors and ``ValueError``, of which those of unicode are a kind."""
 
@@ -91,8 +92,14 @@ def overridden(values: Any, overrides: list[str]) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
+    for override in overrides:
+        try:
+            with _in_one_line():
+                values = OmegaConf.merge(values, OmegaConf.from_dotlist([override]))
+        except ValueError as error:
+            raise ValueError(f"{override}: {_OF_LISTS if 'incompatible container' in str(error) else error}") from None
     with _in_one_line():
-        merged = OmegaConf.to_container(OmegaConf.merge(values, OmegaConf.from_dotlist(overrides)), resolve=True)
+        merged = OmegaConf.to_container(OmegaConf.merge(values), resolve=True)
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
 

@@ -11,12 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, suppress
 from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from raydistill import display
 from raydistill.manner import be_quiet
 from raydistill.progress import Progress, counted, part
+from raydistill.training.run_folder import RunFolder
+from tests.conftest import digits
 
 WORK = """
 import time
@@ -110,6 +114,23 @@ def test_what_has_no_share_yet_is_told_by_its_time_alone(
             time.sleep(0.001)
             line = capsys.readouterr().err
     assert re.match(r"work: the first of four, after \d+ s\n", line)
+
+
+@pytest.mark.parametrize(("epoch", "left"), [(0, "23 min 20 s left"), (1, "10 min 00 s left")])
+def test_neither_the_start_of_ray_nor_epochs_before_a_resume_count_in_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], epoch: int, left: str
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    folder = RunFolder(tmp_path)
+    (tmp_path / "logs").mkdir()
+    with display.training(digits(tmp_path), 2) as watch:
+        for now[0], step in ((100.0, 1), (200.0, 2)):  # a sixteenth of the run in a hundred seconds
+            folder.write_progress({"epoch": epoch, "step": step, "steps": 8, "images_per_s": 5.0, "train/loss": 0.25})
+            watch(folder)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "left" not in first
+    assert second.endswith(left)
 
 
 def test_quiet_hides_progress_and_not_what_is_to_be_known(capsys: pytest.CaptureFixture[str]) -> None:

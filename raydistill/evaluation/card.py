@@ -156,6 +156,8 @@ def trained_weights(path: Path) -> Path:
         raise DataError(f"{path}: no finished run: there is no such folder here")
     files = (path / name for name in ("student.safetensors", "model.safetensors"))
     weights = next((file for file in files if file.is_file()), None)
+    if not path.exists():
+        raise DataError(f"{path}: no finished run, as there is no such folder; a run lies at <output>/<name>")
     if weights is None or not (path / "_SUCCESS").is_file():
         raise DataError(f"{path}: no finished run (it has no _SUCCESS or no weights); see its logs, or train --resume")
     return weights

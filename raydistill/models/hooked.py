@@ -9,10 +9,12 @@ import importlib
 import inspect
 import math
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -265,6 +267,10 @@ def _imported(name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"model '{name}': importing {module_name} failed: {error}") from error
+        if Path(*error.name.split(".")).with_suffix(".py").is_file():
+            raise ConfigError(
+                f"model '{name}': '{error.name}' lies here, but is not on PYTHONPATH; run `PYTHONPATH=. raydistill ...`"
+            ) from None
         near = did_you_mean(error.name, _siblings(error.name))
         raise ConfigError(f"model '{name}': there is no module '{error.name}'{near} (is it on PYTHONPATH?)") from None
     except Exception as error:  # whatever the user's code raises
@@ -284,7 +290,7 @@ def _siblings(name: str) -> list[str]:
     """Names of the modules beside one that is missing."""
     parent, _, _ = name.rpartition(".")
     if not parent:
-        return [module.name for module in pkgutil.iter_modules()]
+        return [module.name for module in pkgutil.iter_modules() if module.name not in sys.stdlib_module_names]
     paths = getattr(importlib.import_module(parent), "__path__", [])
     return [f"{parent}.{module.name}" for module in pkgutil.iter_modules(paths)]
 

@@ -46,10 +46,8 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> No
         listing("wrong shape", _shape_faults(state, wanted)),
     ]
     if any(faults):
-        raise WeightsError(
-            f"{source} does not fit the network: {'; '.join(filter(None, faults))}. Is it of this model, and trained "
-            "for as many classes?"
-        )
+        hint = _prefix_hint(state, wanted) or "Is it of this model, and trained for as many classes?"
+        raise WeightsError(f"{source} does not fit the network: {'; '.join(filter(None, faults))}. {hint}")
     model.load_state_dict(state)
 
 
@@ -78,7 +76,12 @@ def weights_fingerprint(model: nn.Module) -> str:
 def read_file(source: Path) -> Any:
     """Return what a checkpoint holds; no code in it is run. Raises ``WeightsError``."""
     if not source.is_file():
-        raise WeightsError(f"no weights at {source}; a teacher's are written by `raydistill teacher CONFIG`")
+        command = (
+            "a student's are written by `raydistill train CONFIG`"
+            if source.name == "student.safetensors"
+            else "a teacher's are written by `raydistill teacher CONFIG`"
+        )
+        raise WeightsError(f"no weights at {source}; {command}")
     try:
         if source.suffix == ".safetensors":
             return load_file(source)
@@ -124,6 +127,18 @@ def _under_prefix(state: dict[str, Tensor], prefix: str, source: Path) -> dict[s
     if not chosen:
         raise WeightsError(f"{source} holds no tensor whose name starts with '{prefix}'")
     return chosen
+
+
+def _prefix_hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Say what to do where the file has the network's names behind a prefix such as ``encoder_q.``."""
+    longest = max(wanted, key=len, default="")
+    prefix = next((name.removesuffix(longest) for name in state if name.endswith(f".{longest}")), None)
+    if prefix is None:
+        return ""
+    return (
+        f"Its names begin with '{prefix}': teacher.layout names published layouts (moco_v2, dino, ...); of others "
+        "save the state dict without that prefix"
+    )
 
 
 def _shape_faults(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

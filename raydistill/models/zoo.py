@@ -125,7 +125,11 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> Tapped:
     check_name(name)
     for what, number in (("num_classes", num_classes), ("in_channels", in_channels)):
         if number < 1:
-            hint = "; images without labels need data.num_classes" if what == "num_classes" else ""
+            hint = (
+                "; images without labels need data.num_classes, the width of the teacher's classifier"
+                if what == "num_classes"
+                else ""
+            )
             raise ConfigError(f"model '{name}': {what} must be at least 1, not {number}{hint}")
     if FUNCTION in name:
         functions = importlib.import_module("raydistill.models.hooked")

@@ -137,7 +137,7 @@ def covering(experiment: Experiment) -> Experiment:
     """
     methods: dict[str, Method] = dict(experiment.methods)
     for entry in parse_space(experiment):
-        if entry.kind in LISTS and _label(entry.key) is not None:
+        if _label(entry.key) is not None:  # of a method that only the space names, too
             for number, value in enumerate(entry.extremes):
                 variant = configured(experiment, {**_allowing(entry), entry.key: value})
                 methods |= {f"{label} {entry.key} {number}": method for label, method in variant.methods.items()}
@@ -197,10 +197,16 @@ def _range(key: str, spec: Mapping[str, Any]) -> Range:
         key.split(".", maxsplit=1)[0] == "data" and not key.startswith(SWEPT_OF_DATA)
     ):
         raise ConfigError("cannot be swept: all trials share images, teacher and cache; make a sweep for each value")
-    given = {kind: values for kind, values in spec.items() if kind != "when"}
+    given = {kind: values for kind, values in spec.items() if kind != "when" and values is not None}
     if len(given) != 1:
-        raise ConfigError(f"{dict(spec)}: give one of {', '.join(KINDS)}")
+        spare = next(iter(given), None)
+        hint = f"; {spare}: null on the command line takes away what the file has" if spare in KINDS else ""
+        raise ConfigError(f"{dict(spec)}: give one of {', '.join(KINDS)}{hint}")
     ((kind, values),) = given.items()
+    if kind not in KINDS and isinstance(values, Mapping):
+        raise ConfigError(
+            f"no range but a mapping; write a key with its dots: 'tune.space={{{_dotted(key, spec)}: ...}}'"
+        )
     if kind not in KINDS:
         raise ConfigError(f"unknown kind of range '{kind}'{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
     if not isinstance(values, list | tuple) or not values:
@@ -208,6 +214,13 @@ def _range(key: str, spec: Mapping[str, Any]) -> Range:
     if kind not in LISTS:
         _check_numbers(kind, values)
     return Range(key, kind, tuple(values), _conditions(spec.get("when", {})))
+
+
+def _dotted(key: str, spec: Mapping[str, Any]) -> str:
+    """Return the key that was meant where its dots were read as levels."""
+    inner, below = next((inner, below) for inner, below in spec.items() if isinstance(below, Mapping))
+    deeper = any(isinstance(value, Mapping) for value in below.values())
+    return _dotted(f"{key}.{inner}", below) if deeper else f"{key}.{inner}"
 
 
 def _check_numbers(kind: str, values: Sequence[Any]) -> None:

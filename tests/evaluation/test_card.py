@@ -115,6 +115,8 @@ def test_a_classifier_that_nobody_trained_is_not_measured(tmp_path: Path, ray_se
 def test_what_cannot_be_measured_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished run"):
         evaluate_run(tmp_path)
+    with pytest.raises(DataError, match="there is no such folder"):
+        evaluate_run(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="did you mean 'top5'"):
         evaluate_run(run, ["topp5"])
     half = tmp_path / "half"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,22 @@ def test_without_a_linear_layer_the_output_is_the_embedding() -> None:
     found = build_model(f"{HERE}:backbone", 5)(torch.randn(2, 3, 8, 8))
     assert found["embedding"].shape == (2, 5)
     assert torch.equal(found["logits"], found["embedding"])
+
+
+def test_a_module_beside_the_experiment_is_told_how_to_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("beside_it.py").write_text("def build(): ...\n")
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry not in ("", ".")])
+    with pytest.raises(ConfigError, match=r"`PYTHONPATH=\. raydistill"):
+        build_model("beside_it:build", 5)
+
+
+def test_modules_of_python_itself_are_not_proposed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_model("fnmatchh:build", 5)
+    assert "fnmatch'" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

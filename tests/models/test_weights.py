@@ -135,6 +135,18 @@ def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("prefix", ["encoder_q.", "model.student."])
+def test_names_behind_a_prefix_are_told_with_what_to_do(tmp_path: Path, prefix: str) -> None:
+    torch.save({f"{prefix}{name}": value for name, value in _state(0).items()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=f"names begin with '{prefix}': teacher.layout"):
+        load_weights(_model(0), tmp_path / "w.pth")
+
+
+def test_a_run_that_was_not_trained_yet_is_told_of_as_one(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="`raydistill train CONFIG`"):
+        load_weights(_model(0), tmp_path / "student.safetensors")
+
+
 def test_truncated_file(tmp_path: Path) -> None:
     for name in ("w.pth", "w.safetensors"):
         path = tmp_path / name

@@ -192,6 +192,8 @@ def test_they_are_shown_while_the_run_goes_on(
         ({"train": {"agreement": ["cka"]}}, "train.agreement: val/cka compares the student with a teacher"),
         ({"tune": {"metric": "val/cka", "space": SPACE}}, "tune.metric: val/cka compares the student with a teacher"),
         ({"tune": {"metric": "val/neighbors@3", "space": SPACE}}, "did you mean 'neighbours@3'?"),
+        ({"tune": {"metric": "val/acc", "space": SPACE}}, "'val/acc': no run reports it"),
+        ({"tune": {"metric": "val/topp1", "space": SPACE}}, "did you mean 'val/top1'?"),
         ({"tune": {"metric": "val/cka", "mode": "min", "space": SPACE}}, "val/cka is better where it is higher"),
     ],
 )

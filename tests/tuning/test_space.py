@@ -7,7 +7,7 @@ import pytest
 
 from raydistill.config import Experiment
 from raydistill.errors import ConfigError
-from raydistill.tuning.space import check_space, covering
+from raydistill.tuning.space import check_space, covering, parse_space
 from tests.conftest import digits
 
 
@@ -29,6 +29,11 @@ def problem(tmp_path: Path, space: dict[str, Any], **tune: Any) -> str:
         ({"methods.ce.weight": {"choice": [1.0, -1.0]}}, "methods.ce.weight = -1.0"),
         ({"methods.ce.weight": {"choice": []}}, "a list of values"),
         ({"methods.ce.weight": {"choice": [1], "grid": [1]}}, "give one of"),
+        (
+            {"methods.ce.weight": {"uniform": [0, 1], "loguniform": [1, 2]}},
+            "uniform: null on the command line takes away",
+        ),
+        ({"methods": {"ce": {"weight": {"uniform": [0, 1]}}}}, "'tune.space={methods.ce.weight: ...}'"),
         ({"student.model": {"choice": ["resnet8", "resnet9"]}}, "unknown model 'resnet9'"),
         ({"methods.ce.weight": {"quniform": [0.0, 1.0]}}, "[low, high, step]"),
         ({"methods.ce.weight": {"quniform": [0.0, 1.0, 0.0]}}, "the step must be above 0"),
@@ -47,6 +52,12 @@ def problem(tmp_path: Path, space: dict[str, Any], **tune: Any) -> str:
 )
 def test_a_wrong_space_is_told_before_anything_starts(tmp_path: Path, space: dict[str, Any], expected: str) -> None:
     assert expected in problem(tmp_path, space)
+
+
+def test_a_range_that_is_null_gives_way_to_another(tmp_path: Path) -> None:
+    space = {"methods.ce.weight": {"loguniform": None, "uniform": [0.5, 1.0]}}
+    (entry,) = parse_space(digits(tmp_path, tune={"space": space}))
+    assert (entry.kind, entry.values) == ("uniform", (0.5, 1.0))
 
 
 def test_a_grid_cannot_be_searched_by_tpe(tmp_path: Path) -> None:
@@ -107,6 +118,16 @@ def test_the_material_of_a_sweep_serves_every_trial(tmp_path: Path) -> None:
     )
     assert not experiment.all_needs.teacher
     assert {"logits", "features/3"} <= set(wanted_of(covering(experiment)))
+
+
+def test_a_method_that_the_space_alone_names_is_provided_for(tmp_path: Path) -> None:
+    experiment = digits(
+        tmp_path,
+        teacher={"model": "resnet14", "weights": "teacher.safetensors"},
+        methods={"kd": {}},
+        tune={"space": {"methods.crd.weight": {"uniform": [0.5, 1.0]}}},
+    )
+    assert wanted_of(covering(experiment)) == {"logits", "embedding"}
 
 
 def wanted_of(experiment: Experiment) -> set[str]:
