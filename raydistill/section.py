@@ -11,6 +11,7 @@ from raydistill.files import possible_path
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PathText = Annotated[str, AfterValidator(possible_path)]
 
 

@@ -13,14 +13,14 @@ from raydistill.methods.registry import METHODS
 PACKAGE = Path(__file__).parent.parent / "raydistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"errors", "lazy", "counter_rng", "files", "progress", "safe_yaml"}
+LEAVES = {"errors", "lazy", "counter_rng", "files", "progress", "safe_yaml", "section"}
 ROOMS = {
     "models": LEAVES | {"models"},
     "methods": LEAVES | {"methods"},
     "data": LEAVES | {"data"},
 }
 SECTIONS = {f"{name}_config" for name in ("train", "network", "cache", "scale", "track", "tune", "evaluate")}
-BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster", "section"}
+BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster"}
 BELOW_TEACHERS |= SECTIONS | {"protocol_names", "reachable"}
 ROOMS |= {
     "starting": BELOW_TEACHERS | {"starting"},

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from raydistill.data.section import Section, Share
+from raydistill.section import Section, Share
 
 # Operations that the first caches did not know.
 _LATER = ("randaugment", "color_jitter", "grayscale", "blur", "solarize", "mixup", "cutmix")

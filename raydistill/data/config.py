@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raydistill.data.augment_config import AugmentConfig
 from raydistill.data.names import DATA_SETS, MODALITIES, KnownSet
-from raydistill.data.section import Section, Share
 from raydistill.errors import did_you_mean
-from raydistill.files import possible_path
-
-_Path = Annotated[str, AfterValidator(possible_path)]
+from raydistill.section import PathText, Section, Share
 
 # Fields that mean something to some data sets only; elsewhere any value but the default is a mistake to be told.
 _ONLY_FOR: dict[str, tuple[str, ...]] = {
@@ -46,7 +43,7 @@ class ModalitiesConfig(Section):
 
     student: ModalityName = Field(default="rgb", description="what the student sees")
     teacher: ModalityName = Field(default="rgb", description="what the teacher sees")
-    teacher_root: _Path | None = Field(default=None, min_length=1, description="folder of the teacher's images")
+    teacher_root: PathText | None = Field(default=None, min_length=1, description="folder of the teacher's images")
     teacher_mean: tuple[float, ...] | None = Field(default=None, description="as data.mean, of the teacher's images")
     teacher_std: tuple[float, ...] | None = Field(default=None, description="as data.std, of the teacher's images")
 
@@ -55,7 +52,7 @@ class DataConfig(Section):
     """A data set by name, how much of it is used, and how its images are changed."""
 
     name: str = Field(description="one of the known data sets")
-    root: _Path | None = Field(default=None, description="folder (or Parquet file) that holds the data set")
+    root: PathText | None = Field(default=None, description="folder (or Parquet file) that holds the data set")
     download: bool = Field(default=False, description="fetch missing files into root")
     subset: int | None = Field(default=None, gt=0, description="number of training images kept, chosen by split_seed")
     validation: float = Field(
@@ -74,7 +71,7 @@ class DataConfig(Section):
         description="pixels of encoded images in memory, or decoded when they are asked for; auto keeps in memory what "
         "takes no more than a quarter of it",
     )
-    spool: _Path | None = Field(
+    spool: PathText | None = Field(
         default=None,
         min_length=1,
         description="folder for a copy of the images in Parquet files that are decoded when they are asked for: any of "

@@ -153,11 +153,9 @@ def write_card(path: str | Path, card: Card) -> None:
 def trained_weights(path: Path) -> Path:
     """Return the weights of a finished run, of a student or a teacher. Raises ``DataError`` where there are none."""
     if not path.is_dir():
-        raise DataError(f"{path}: no finished run: there is no such folder here")
+        raise DataError(f"{path}: no finished run, as there is no such folder; a run lies at <output>/<name>")
     files = (path / name for name in ("student.safetensors", "model.safetensors"))
     weights = next((file for file in files if file.is_file()), None)
-    if not path.exists():
-        raise DataError(f"{path}: no finished run, as there is no such folder; a run lies at <output>/<name>")
     if weights is None or not (path / "_SUCCESS").is_file():
         raise DataError(f"{path}: no finished run (it has no _SUCCESS or no weights); see its logs, or train --resume")
     return weights
