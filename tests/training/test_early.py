@@ -83,8 +83,10 @@ def test_a_run_that_needs_others_ends_them_first(
 
 
 def test_a_run_that_cannot_begin_leaves_none(tmp_path: Path, started: list[Any]) -> None:
-    experiment = digits(tmp_path, student={"model": "resnet8", "weights": str(tmp_path / "none.safetensors")})
-    with pytest.raises(RaydistillError, match=r"none\.safetensors"):
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"no weights")
+    experiment = digits(tmp_path, student={"model": "resnet8", "weights": str(damaged)})
+    with pytest.raises(RaydistillError, match=r"damaged\.safetensors"):
         train(experiment)
     assert len(started) == 1
     assert_all_cpus_free()
