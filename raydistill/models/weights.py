@@ -76,12 +76,9 @@ def weights_fingerprint(model: nn.Module) -> str:
 def read_file(source: Path) -> Any:
     """Return what a checkpoint holds; no code in it is run. Raises ``WeightsError``."""
     if not source.is_file():
-        command = (
-            "a student's are written by `raydistill train CONFIG`"
-            if source.name == "student.safetensors"
-            else "a teacher's are written by `raydistill teacher CONFIG`"
-        )
-        raise WeightsError(f"no weights at {source}; {command}")
+        writer = {"student.safetensors": "train", "model.safetensors": "teacher"}.get(source.name)
+        advice = f"; `raydistill {writer} CONFIG` writes them" if writer else ""
+        raise WeightsError(f"no weights at {source}{advice}")
     try:
         if source.suffix == ".safetensors":
             return load_file(source)

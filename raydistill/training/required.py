@@ -20,5 +20,6 @@ def require_weights(experiment: Experiment) -> None:
         given["teacher.weights" if not number else f"ensemble.{number - 1}.weights"] = teacher.weights
     for key, path in given.items():
         if path is not None and not Path(path).is_file():
-            advice = "; `raydistill teacher CONFIG` trains them" if key == "teacher.weights" else ""
+            ours = key == "teacher.weights" and running[0].layout is None
+            advice = "; `raydistill teacher CONFIG` trains them" if ours else ""
             raise WeightsError(f"{key} = {path}: no such file{advice}")

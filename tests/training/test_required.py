@@ -27,3 +27,9 @@ def test_a_run_without_its_teachers_weights_starts_no_ray(
 
 def test_a_teacher_that_no_method_asks_needs_no_weights(tmp_path: Path) -> None:
     require_weights(digits(tmp_path, teacher=TEACHER, methods={"ce": {}}))
+
+
+def test_a_published_checkpoint_is_not_said_to_be_trained_here(tmp_path: Path) -> None:
+    published = {"model": "torchvision/resnet50", "weights": "moco.pth.tar", "layout": "moco_v2"}
+    with pytest.raises(WeightsError, match=r"teacher\.weights = moco\.pth\.tar: no such file$"):
+        require_weights(digits(tmp_path, teacher=published, methods={"compress": {}}))
