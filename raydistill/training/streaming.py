@@ -31,6 +31,7 @@ from raydistill.data.shared import tensor_of
 from raydistill.errors import RaydistillError, RunError, named_error
 from raydistill.methods.base import Needs
 from raydistill.training.feeding import Columns, Supply
+from raydistill.training.heaps import return_freed
 from raydistill.training.requests import Plan, Request
 
 MOST_STEPS = 64
@@ -87,6 +88,7 @@ class EpochReader:
         Raises:
             InputError, RunError: as ``stream``.
         """
+        return_freed()
         reading = Reading(self._supply, self._plan, epoch, needs)
         columns = self._take(reading, steps)
         begin_at = len(steps) - 1 - _BLOCKS_AHEAD * steps_together(reading, steps, self._readers)
