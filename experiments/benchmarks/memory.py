@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,15 +161,18 @@ def watch(process: subprocess.Popen[str]) -> dict[str, Peaks]:
 
 def below(pid: int) -> Iterator[int]:
     """Children of all threads of a process, and theirs."""
-    try:
-        children = [
-            child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
-        ]
-    except OSError:  # it has ended
-        return
-    for child in map(int, children):
+    for child in _children(pid):
         yield child
         yield from below(child)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):  # the process has ended
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):  # one of its threads has
+                found += map(int, path.read_text().split())
+    return found
 
 
 def kind_of(pid: int) -> str:
