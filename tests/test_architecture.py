@@ -13,7 +13,7 @@ from raydistill.methods.registry import METHODS
 PACKAGE = Path(__file__).parent.parent / "raydistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"errors", "lazy", "counter_rng", "files", "progress", "safe_yaml", "section"}
+LEAVES = {"errors", "lazy", "counter_rng", "files", "progress", "safe_yaml", "section", "threads"}
 ROOMS = {
     "models": LEAVES | {"models"},
     "methods": LEAVES | {"methods"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
+
+from raydistill.threads import thread_beside
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,7 +20,7 @@ def ahead(make: Callable[[T], R], wanted: Iterable[T], *, depth: int = 2) -> Ite
         Exception: whatever ``make`` raised, where its result would have come.
     """
     coming: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+    with thread_beside("ahead") as pool:
         try:
             for each in wanted:
                 coming.append(pool.submit(make, each))

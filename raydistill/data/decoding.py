@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raydistill.lazy import torch
+from raydistill.threads import threads_given
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 """[H, W, 3]"""
@@ -38,7 +38,7 @@ def reason_of(error: BaseException) -> str:
 @cache
 def threads() -> ThreadPoolExecutor:
     """Return this process's threads for reading and decoding: as many as torch was given when they are first used."""
-    return ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads()), thread_name_prefix="decode")
+    return ThreadPoolExecutor(min(_MOST_THREADS, threads_given()), thread_name_prefix="decode")
 
 
 def _decode(data: bytes, size: int | None) -> Pixels:

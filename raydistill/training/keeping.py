@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 
 import torch
 
+from raydistill.threads import thread_beside
 from raydistill.train_config import CheckpointConfig
 from raydistill.training.checkpoint import State, snapshot
 from raydistill.training.due import Due
@@ -48,11 +49,11 @@ class CheckpointKeeper(Keeper):
         """Start with nothing to write."""
         self._shelf, self._config, self._due = shelf, config, due
         self._over = False
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pool = thread_beside("checkpoint")
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> CheckpointKeeper:
-        """The thread starts with the first checkpoint."""
+        """Keep what is due."""
         return self
 
     def __exit__(

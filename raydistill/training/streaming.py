@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from raydistill.cluster import ensure_ray, quiet_data
 from raydistill.data.shared import tensor_of
 from raydistill.errors import RaydistillError, RunError, named_error
 from raydistill.methods.base import Needs
+from raydistill.threads import thread_beside
 from raydistill.training.feeding import Columns, Supply
 from raydistill.training.heaps import return_freed
 from raydistill.training.requests import Plan, Request
@@ -72,7 +73,7 @@ class EpochReader:
         """Read from ``supply`` what ``plan`` asks for, with ``readers`` tasks at a time, for a while twice as many."""
         self._supply, self._plan, self._readers = supply, plan, readers
         self._begun: _Begun | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-epoch")
+        self._thread = thread_beside("next-epoch")
 
     def read(
         self, steps: Sequence[Tensor], epoch: int, needs: Needs, following: Following | None = None
