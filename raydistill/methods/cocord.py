@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -110,14 +110,15 @@ class CoCoRD(Method):
 
     def loss(self, step: Step, parts: Any) -> Loss:
         """Weighted sum of contrast and prediction; carries the teacher's keys."""
-        query = parts["projector"](step.student[STUDENT_VIEW]["embedding"])
+        trained = (STUDENT_VIEW, SLOW_VIEW) if self.symmetric else (STUDENT_VIEW,)
+        queries = through(parts["projector"], [step.student[view]["embedding"] for view in trained])
         with torch.no_grad():
             key = unit(parts["teacher_projector"](step.teacher[TEACHER_VIEW]["embedding"]))
-        contrast = info_nce_loss(query, key, parts["queue"].keys, temperature=self.temperature, unit_negatives=True)
-        predict = prediction_loss(parts["predictor"](query), self._slow(step, parts, SLOW_VIEW))
-        if self.symmetric:
-            other = parts["projector"](step.student[SLOW_VIEW]["embedding"])
-            predict = predict + prediction_loss(parts["predictor"](other), self._slow(step, parts, STUDENT_VIEW))
+        keys = parts["queue"].keys
+        contrast = info_nce_loss(queries[0], key, keys, temperature=self.temperature, unit_negatives=True)
+        targets = self._slow(step, parts, (SLOW_VIEW, STUDENT_VIEW)[: len(trained)])
+        predictions = through(parts["predictor"], queries)
+        predict = sum(map(prediction_loss, predictions, targets), start=torch.zeros((), device=key.device))
         return Loss(
             self.contrast_weight * contrast + self.predict_weight * predict,
             terms={"contrast": contrast, "predict": predict},
@@ -134,12 +135,26 @@ class CoCoRD(Method):
         if parts["teacher_projector"][0].in_features == parts["projector"][0].in_features:
             move_average(parts["teacher_projector"], parts["projector"], self.momentum_contrast)
 
-    def _slow(self, step: Step, parts: Any, view: int) -> Tensor:
-        """What the slow student makes of a view: [B, dimension] without a gradient."""
+    def _slow(self, step: Step, parts: Any, views: Sequence[int]) -> Sequence[Tensor]:
+        """What the slow student makes of each view: [B, dimension] without a gradient."""
         with torch.no_grad():
-            embedding = parts["slow_network"](step.views[view], outputs=("embedding",))["embedding"]
-            projected: Tensor = parts["slow_projector"](embedding)
-            return projected
+            network = parts["slow_network"]
+            embeddings = [network(step.views[view], outputs=("embedding",))["embedding"] for view in views]
+            return through(parts["slow_projector"], embeddings)
+
+
+def through(head: Iterable[nn.Module], views: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Apply a head to each view, [B, D] -> [B, outputs]: batch-norms to each alone, other layers to all rows at once.
+
+    Heads are wide and batches are not, so that reading a layer's weights takes longer than what is done with them.
+    """
+    rows = torch.cat([*views])
+    for layer in head:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            rows = torch.cat([layer(view) for view in rows.chunk(len(views))])
+        else:
+            rows = layer(rows)
+    return rows.chunk(len(views))
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
