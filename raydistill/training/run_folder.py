@@ -105,15 +105,19 @@ class RunFolder:
     def begin(self, experiment: Experiment, *, resume: bool = False) -> None:
         """Make the folder with the resolved configuration and the environment.
 
-        An earlier run is never overwritten: without ``resume`` it is moved to ``<name>.1``, ``<name>.2``, ...
+        An earlier run is never overwritten: without ``resume`` it is moved to ``<name>.1``, ``<name>.2``, ..., which a
+        notice tells.
         """
-        if not resume and (self.path / CONFIG).is_file():
-            self.path.rename(_free_name(self.path))
+        aside = _free_name(self.path) if not resume and (self.path / CONFIG).is_file() else None
+        if aside is not None:
+            self.path.rename(aside)
         (self.path / SUCCESS).unlink(missing_ok=True)
         make_folders(self.path / "logs", self.path / CHECKPOINTS)
         self._noticed_before = len(self._lines(f"logs/{NOTICES}"))
         write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        if aside is not None:
+            self.note(f"the earlier run of this name is {aside} now")
         self.begun()
 
     def note_environment(self, **values: Any) -> None:

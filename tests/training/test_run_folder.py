@@ -17,6 +17,7 @@ def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
     for number in range(3):
         with claimed(tmp_path / "run", resume=False) as folder:
             folder.begin(digits(tmp_path, seed=number))
+            assert folder.notices() == [f"the earlier run of this name is {tmp_path / 'run'}.{number} now"][:number]
     seeds = {path.name: load_experiment(path / "config.yaml").seed for path in tmp_path.glob("run*")}
     assert seeds == {"run": 2, "run.1": 0, "run.2": 1}
 
