@@ -24,9 +24,10 @@ ALLOW_OPEN = "RAYDISTILL_ALLOW_OPEN_RAY"
 TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 MODE = "RAY_AUTH_MODE"
 _PATIENCE_S = 5.0
-_CLIENT = "ray://"
+CLIENT = "ray://"
+"""How an address of Ray Client begins."""
 _LEAST_QUESTIONS = {
-    _CLIENT: "/ray.rpc.RayletDriver/ClusterInfo",
+    CLIENT: "/ray.rpc.RayletDriver/ClusterInfo",
     "": "/ray.rpc.NodeInfoGcsService/CheckAlive",
 }
 """What each kind of address answers to anybody who may come in; the empty message is a valid one."""
@@ -54,7 +55,7 @@ def knock(address: str, token: str = "") -> Door:
     """Ask the head at ``HOST:PORT`` or ``ray://HOST:PORT`` whether it is there, with or without a token."""
     import grpc
 
-    scheme = _CLIENT if address.startswith(_CLIENT) else ""
+    scheme = CLIENT if address.startswith(CLIENT) else ""
     said = (("authorization", f"Bearer {token}"),) if token else ()
     # A proxy of the environment is not the way that others would take.
     with grpc.insecure_channel(address.removeprefix(scheme), options=[("grpc.enable_http_proxy", 0)]) as channel:

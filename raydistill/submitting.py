@@ -15,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from raydistill.access import CLIENT
 from raydistill.config import Experiment, load_experiment
 from raydistill.errors import ConfigError, RunError, did_you_mean, last_line
+from raydistill.ray_client import ClientJobs
 from raydistill.reachable import read_by
 
 
@@ -33,6 +35,8 @@ COMMANDS = {
     "tune": Command("output", ("--resume",)),
     "cache build": Command("cache.root", ()),
 }
+_HOW_TO_ANSWER = ("--json", "--quiet")
+"""Options of every command, which `submit` keeps to itself."""
 MAY_BE_REMOTE = ("cache.root", "backup")
 """Keys of folders that may be URLs."""
 EXPERIMENT = "experiment.yaml"
@@ -78,7 +82,7 @@ def parse_job(words: Sequence[str]) -> Job:
             "on shared storage is looked at from there)"
         )
     for option in options:
-        if option not in (allowed := COMMANDS[command].options):
+        if option not in (*(allowed := COMMANDS[command].options), *_HOW_TO_ANSWER):
             raise ConfigError(f"submit {command}: no option '{option}' (allowed: {', '.join(allowed) or 'none'})")
     experiment = load_experiment(config, overrides)
     if problems := _of_this_machine(command, experiment):
@@ -103,21 +107,32 @@ def _of_this_machine(command: str, experiment: Experiment) -> list[str]:
 class Submitted:
     """A job at the server that was asked to run it."""
 
-    def __init__(self, job: Job, address: str, *, python: str = "python") -> None:
+    def __init__(self, job: Job, address: str, *, python: str | None = None) -> None:
         """Send the code and the experiment, and ask for the job.
+
+        Args:
+            job: what to run.
+            address: of the head's dashboard (``http://HOST:PORT``), or of its Ray Client (``ray://HOST:PORT``).
+            python: the cluster's interpreter; by default ``python``, by Ray Client that of the head.
 
         Raises:
             ConfigError: where no server of jobs answers at the address, or it does not let us in.
             RunError: where it refuses the job.
         """
-        if not address.startswith(("http://", "https://")):
-            raise ConfigError(f"--address = {address}: must be where the head's dashboard is: http://HOST:PORT")
+        if not address.startswith(("http://", "https://", CLIENT)):
+            raise ConfigError(
+                f"--address = {address}: must be where the head's dashboard is, http://HOST:PORT, or where it serves "
+                "Ray Client, ray://HOST:PORT"
+            )
         self.address, self._told = address, 0
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets it, or RAY_ADDRESS, win over what it is called with
-        self._client = self._connected()
+        if address.startswith(CLIENT):
+            self._client: Any = ClientJobs(address)
+            python = python or self._client.python
+        else:
+            self._client = self._connected()
         with tempfile.TemporaryDirectory(prefix="raydistill-job-") as folder:
             pack(job, Path(folder))
-            self.id = self._asked(job, folder, python)
+            self.id = self._asked(job, folder, python or "python")
 
     def _asked(self, job: Job, folder: str, python: str) -> str:
         """Ask for the job and return its id; a head that has just begun takes none for some seconds."""
@@ -139,6 +154,8 @@ class Submitted:
     def _connected(self) -> Any:
         if find_spec("aiohttp") is None:  # Ray would say so only when the log is to be read
             raise ConfigError("submit: needs aiohttp; pip install 'raydistill[cluster]'")
+        # Ray lets it, or RAY_ADDRESS, win over what it is called with.
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
@@ -160,6 +177,8 @@ class Submitted:
     @property
     def advice(self) -> str:
         """How to look at the job and to stop it."""
+        if self.address.startswith(CLIENT):
+            return f"on the head, look: ray job logs --follow {self.id}; stop: ray job stop {self.id}"
         where = f"--address {self.address} {self.id}"
         return f"look: ray job logs --follow {where}; stop: ray job stop {where}"
 

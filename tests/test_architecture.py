@@ -39,6 +39,7 @@ RAY_MAY_BE_IMPORTED_BY = {
     "cluster.py",
     "doctor.py",
     "patience.py",
+    "ray_client.py",
     "reachable.py",
     "submitting.py",
     "teachers/cache/actors.py",

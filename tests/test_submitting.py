@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from raydistill.cli import app
 from raydistill.errors import ConfigError
 from raydistill.submitting import EXPERIMENT, pack, parse_job
 from tests.commands import PATIENCE
@@ -31,6 +32,7 @@ cluster = Cluster()
 head = cluster.add_node(
     num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
     dashboard_port=int(os.environ["DASHBOARD_PORT"]), dashboard_agent_listen_port=0,
+    ray_client_server_port=int(os.environ["CLIENT_PORT"]),
     object_store_memory=200 * 2**20, node_ip_address="127.0.0.1",
 )
 # As `ray start` does: jobs would else join any Ray that they find on this machine.
@@ -44,16 +46,20 @@ cluster.shutdown()
 
 @dataclass
 class Head:
-    """A Ray with a server of jobs, which wants the token that ``environment`` names."""
+    """A Ray with a server of jobs and one of Ray Client, which want the token that ``environment`` names."""
 
     address: str
+    client: str
     environment: dict[str, str]
 
     def submit(self, *words: str) -> subprocess.Popen[str]:
         """Begin such a command, from a machine that knows nothing of the cluster but the address."""
-        command = [sys.executable, "-m", "raydistill.cli", "submit", "--address", self.address]
+        return self.begin("submit", "--address", self.address, "--python", sys.executable, *words)
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Begin any command from there."""
         return subprocess.Popen(
-            [*command, "--python", sys.executable, *words],
+            [sys.executable, "-m", "raydistill.cli", *words],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -74,11 +80,13 @@ def head(tmp_path: Path) -> Iterator[Head]:
     token.touch(mode=0o600)
     token.write_text("a" * 64)
     patient = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}  # it starts ten processes
-    more = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **patient, "DASHBOARD_PORT": str(free_port())}
+    ports = {"DASHBOARD_PORT": str(free_port()), "CLIENT_PORT": str(free_port())}
+    more = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **patient, **ports}
     with running_ray(HEAD, tmp_path, **more) as (process, environment):
         assert process.stdout
         address = f"http://{process.stdout.readline().strip()}"
-        yield Head(address, {name: value for name, value in environment.items() if name != "RAY_ADDRESS"})
+        client = f"ray://127.0.0.1:{ports['CLIENT_PORT']}"
+        yield Head(address, client, {name: value for name, value in environment.items() if name != "RAY_ADDRESS"})
 
 
 @pytest.mark.slow
@@ -128,6 +136,42 @@ def test_an_interrupt_leaves_the_job_and_no_wait_does_not_watch_it(head: Head, t
     while not all(end.exists() for end in ends):
         assert time.monotonic() < deadline
         time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_a_command_runs_where_ray_client_is_served(head: Head, tmp_path: Path) -> None:
+    experiment = digits(tmp_path, train={"epochs": 1, "batch_size": 48}, scale={"use_gpu": False})
+    config = tmp_path / "digits.yaml"
+    config.write_text(experiment.to_yaml())
+    head.environment.pop("RAY_AUTH_MODE")  # the head's door tells that a token is wanted
+
+    def run(*words: str) -> tuple[int, str, str]:
+        process = head.begin("train", str(config), *words)
+        said, wrong = process.communicate(timeout=PATIENCE)
+        return process.returncode, said, wrong
+
+    code, said, wrong = run("seed=3", "--address", head.client, "--json")
+    assert code == 0, said + wrong
+    assert "epoch 1/1" in said
+    assert json.loads(said.splitlines()[-1])["seed"] == 3
+    command = json.loads((experiment.folder / "environment.json").read_text())["command"]
+    assert "working_dir" in command[0], "the code that ran is not what was sent"
+
+    missing = ("data.name=fashion_mnist", f"data.root={tmp_path}/nowhere")
+    code, said, wrong = run("name=second", *missing, "--address", head.client)
+    assert (code, "nowhere" in said, "Traceback" in said + wrong) == (2, True, False), said + wrong
+
+    head.environment["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "none")
+    code, said, wrong = run("name=barred", "--address", head.client)
+    assert (code, "asks for a token" in wrong) == (2, True), said + wrong
+    assert not (tmp_path / "runs" / "barred").exists()
+
+
+def test_where_nobody_serves_ray_client_it_is_said(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app(["train", config, "--address", f"ray://127.0.0.1:{free_port()}"])
+    assert ended.value.code == 2
+    assert "no Ray Client answers there" in capsys.readouterr().err
 
 
 @pytest.fixture

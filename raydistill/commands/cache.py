@@ -9,7 +9,7 @@ import typer
 
 from raydistill.commands.answers import finish
 from raydistill.commands.group import Commands
-from raydistill.commands.options import Address, Config, Json, Overrides, Quiet, load
+from raydistill.commands.options import Address, Config, Json, Overrides, Quiet, load, send_by_client
 from raydistill.errors import CacheError
 
 app = typer.Typer(cls=Commands, help="Build, check and look after teacher caches.", rich_markup_mode=None)
@@ -28,6 +28,7 @@ def build(
 
     Example: raydistill cache build experiment.yaml cache.views=4
     """
+    send_by_client(address, "cache build", config, overrides, as_json=as_json, quiet=quiet)
     from dataclasses import asdict
 
     from raydistill import display

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from raydistill.commands.answers import finish
-from raydistill.commands.group import INTERRUPTED
 from raydistill.commands.options import Json, Quiet
+from raydistill.commands.sending import send
 
 
 def submit(
@@ -22,9 +22,15 @@ def submit(
         ),
     ],
     address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster's head.")
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster's head, or ray://HOST:PORT of it."
+        ),
     ] = "http://127.0.0.1:8265",
-    python: Annotated[str, typer.Option(help="The cluster's interpreter.")] = "python",
+    python: Annotated[
+        str | None,
+        typer.Option(help="The cluster's interpreter; python, or with ray:// that of the head.", show_default=False),
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once the job is accepted.")] = False,
     as_json: Json = False,
     *,
@@ -34,22 +40,8 @@ def submit(
 
     Example: raydistill submit train experiment.yaml output=/shared/runs --no-wait
     """
-    from raydistill import display
-    from raydistill.submitting import Submitted, parse_job
-
-    job = parse_job(words)
-    with display.working(f"submit to {address}") as progress:
-        progress(0.0, "the code is sent, and the job accepted, which a new head takes two minutes for")
-        submitted = Submitted(job, address, python=python)
-    display.tell(f"{submitted.id}: submitted. {submitted.advice}")
-    code = None
-    if not no_wait:
-        try:
-            code = submitted.follow(lambda text: print(text, end="", flush=True))
-        except KeyboardInterrupt:
-            display.say(f"{submitted.id}: goes on without being watched. {submitted.advice}")
-            raise typer.Exit(INTERRUPTED) from None
-    finish({"submission_id": submitted.id, "exit_code": code}, as_json, printed=True)
+    job, code = send(words, address, python=python, wait=not no_wait)
+    finish({"submission_id": job, "exit_code": code}, as_json, printed=True)
     if code:
         raise typer.Exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,8 +36,9 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        metavar="auto|HOST:PORT",
-        help="Join the Ray there, of which this machine is a node, instead of starting one; RAY_ADDRESS by default.",
+        metavar="auto|HOST:PORT|ray://HOST:PORT",
+        help="Join the Ray there, of which this machine is a node, instead of starting one; with ray:// the command is "
+        "sent there, as submit does. RAY_ADDRESS by default.",
     ),
 ]
 
@@ -55,3 +57,23 @@ def join(address: str | None) -> None:
         from raydistill.cluster import join
 
         join(address)
+
+
+def send_by_client(address: str | None, command: str, config: Path, overrides: list[str] | None, **flags: bool) -> None:
+    """Send a command away, watch it, and exit as it does, where it is to run at an address of Ray Client.
+
+    Args:
+        address: of the command line; RAY_ADDRESS where it is None.
+        command: such as ``cache build``.
+        config: of the command.
+        overrides: of the command.
+        flags: of the command, as they were given.
+    """
+    from raydistill.access import CLIENT
+
+    if (address := address or os.environ.get("RAY_ADDRESS", "")).startswith(CLIENT):
+        from raydistill.commands.sending import send
+
+        options = [f"--{name.removeprefix('as_')}" for name, given in flags.items() if given]
+        _, code = send([command, str(config), *(overrides or ()), *options], address)
+        raise typer.Exit(code or 0)

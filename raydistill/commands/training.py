@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from raydistill.commands.answers import finish
-from raydistill.commands.options import Address, Config, Json, Overrides, Quiet, Resume, join, load
+from raydistill.commands.options import Address, Config, Json, Overrides, Quiet, Resume, join, load, send_by_client
 
 
 def demo(
@@ -38,6 +38,7 @@ def teacher(
 
     Example: raydistill teacher experiment.yaml teacher.train.epochs=20
     """
+    send_by_client(address, "teacher", config, overrides, as_json=as_json, resume=resume, quiet=quiet)
     from raydistill import display
 
     experiment = load(config, overrides, address)
@@ -65,6 +66,7 @@ def train(
 
     Example: raydistill train experiment.yaml seed=1 train.epochs=30
     """
+    send_by_client(address, "train", config, overrides, as_json=as_json, resume=resume, profile=profile, quiet=quiet)
     from raydistill import display
 
     experiment = load(config, overrides, address)
@@ -91,6 +93,7 @@ def tune(
 
     Example: raydistill tune experiment.yaml tune.samples=32
     """
+    send_by_client(address, "tune", config, overrides, as_json=as_json, resume=resume, quiet=quiet)
     from raydistill.sweep_display import sweep
 
     experiment = load(config, overrides, address)
