@@ -109,7 +109,7 @@ class _View:
         if value is not None and better and math.isfinite(value):
             self._best = value
             tell(
-                f"{self._experiment.name}: best so far {value:.2f} by trial {trial.name} after {trial.epochs} epochs"
+                f"{self._experiment.name}: best so far {value:.2f} by trial {trial.name} after epoch {trial.epochs}"
                 f"  ({trial.values})"
             )
 

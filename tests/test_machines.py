@@ -175,6 +175,8 @@ def test_a_sweep_over_three_machines_comes_to_the_same_decisions(machines: Machi
     time.sleep(CUT_S)
     machines.join(number)
     machines.restart(number)
+    ended = command.ended_trials()
+    recovered(f"tune, machine {number} back", lambda: command.ended_trials() > ended, command)
     command.finish()
     assert_same(command.found(), whole.found())
 

@@ -46,7 +46,7 @@ def init(
     Example: raydistill init photos.yaml --goal compress --root photos --method kd
     """
     from raydistill.files import make_folders, write_atomically
-    from raydistill.starting.draft import Choices, draft
+    from raydistill.starting.draft import JUDGE_TRAINS, Choices, draft
 
     if file.exists() and not force:
         raise ConfigError(f"{file}: is there already; name another file, or write over it with --force")
@@ -59,6 +59,8 @@ def init(
     if not as_json:
         print(f"experiment: {file}", *(f"missing: {line}" for line in drafted.missing), "next:", sep="\n")
         print(*(f"  {command}" for command in drafted.next), sep="\n")
+        if any(command.startswith("raydistill judge ") for command in drafted.next):
+            print(f"({JUDGE_TRAINS})")
     finish(answer, as_json, printed=True)
 
 

@@ -99,7 +99,7 @@ def _best(sweep: Sweep, best: _Row) -> str:
 
 
 def _score(sweep: Sweep, row: _Row) -> str:
-    stopped = f" (stopped after {row['epochs']} epochs)" if row["status"] == "stopped" else ""
+    stopped = f" (stopped after epoch {row['epochs']})" if row["status"] == "stopped" else ""
     return f"{row[sweep.metric]:.2f}{stopped}"
 
 

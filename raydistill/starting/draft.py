@@ -49,6 +49,9 @@ _OF_SETTINGS = {
 }
 """Why one would change a hyper-parameter of many methods; what else there is to know of it the method itself tells."""
 
+JUDGE_TRAINS = "judge trains eight more students, to compare: alone, with smoothed labels, and all three with other seeds"
+"""What takes longest of the commands that come next."""
+
 
 class Goal(Section):
     """What somebody may want, and the choices for it where nothing else is said."""
@@ -124,7 +127,7 @@ def draft(choices: Choices, path: Path) -> Draft:
     )
     environment.filters["yaml"] = _yaml
     template = files(__package__).joinpath("experiment.yaml.j2").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(**values, next=commands)
+    text = environment.from_string(template).render(**values, next=commands, judge_trains=JUDGE_TRAINS)
     try:
         experiment = parse_experiment(merged_values(text, []), origin=str(path))
     except ValueError as error:

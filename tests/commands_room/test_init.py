@@ -65,6 +65,8 @@ def test_lines_for_people_say_what_is_missing_and_what_comes_next() -> None:
         "  raydistill teacher experiment.yaml",
         "  raydistill cache plan experiment.yaml",
     ]
+    assert ended.stdout.splitlines()[-1].startswith("(judge trains eight more students")
+    assert "judge trains" not in invoke("--goal", "unlabelled", "--force").stdout
 
 
 def test_a_folder_that_is_not_split_into_train_and_test_is_told() -> None:
