@@ -21,6 +21,9 @@ from raydistill.errors import ConfigError, last_line
 
 _HEAD = {"node:__internal_head__": 0.001}
 """What Ray calls the head's own resource; an actor that asks for some of it runs there."""
+CLIENT_START_S = "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"
+"""In the head's environment: seconds that the process for a client may take to start, 30 where nothing is set."""
+_TOO_SLOW = "Starting Ray client server failed"
 _LOOK_EVERY_S = 1.0
 
 
@@ -89,9 +92,11 @@ class ClientJobs:
             self._clerk = ray.remote(num_cpus=0, resources=_HEAD)(Clerk).remote(dashboard)
             self.python = self._ask("python")
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            advice = "the head needs the same Ray and Python as this machine"
+            if _TOO_SLOW in str(error):
+                advice = f"the head was too busy: try again, or raise {CLIENT_START_S} there"
             raise ConfigError(
-                f"{address}: no jobs are taken there by Ray Client ({last_line(error)}); the head needs the same Ray "
-                "and Python as this machine"
+                f"{address}: no jobs are taken there by Ray Client ({last_line(error)}); {advice}"
             ) from None
 
     def submit_job(self, *, runtime_env: Mapping[str, Any], **asked: Any) -> str:

@@ -39,7 +39,7 @@ def serving(bucket: str) -> Iterator[str]:
         request(f"{url}/{bucket}", "PUT")
         yield url
     finally:
-        process.terminate()
+        process.kill()  # it answers a gentler signal by an exception, which may get lost where it strikes
         process.wait()
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from raydistill.cli import app
 from raydistill.errors import ConfigError
+from raydistill.ray_client import CLIENT_START_S
 from raydistill.submitting import EXPERIMENT, pack, parse_job
 from tests.commands import PATIENCE
 from tests.conftest import digits, teaching
@@ -79,7 +80,8 @@ def head(tmp_path: Path) -> Iterator[Head]:
     token = tmp_path / "token"
     token.touch(mode=0o600)
     token.write_text("a" * 64)
-    patient = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}  # it starts ten processes
+    # It starts ten processes, and one more for each client.
+    patient = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", CLIENT_START_S: "300"}
     ports = {"DASHBOARD_PORT": str(free_port()), "CLIENT_PORT": str(free_port())}
     more = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **patient, **ports}
     with running_ray(HEAD, tmp_path, **more) as (process, environment):

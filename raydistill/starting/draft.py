@@ -49,7 +49,7 @@ _OF_SETTINGS = {
 }
 """Why one would change a hyper-parameter of many methods; what else there is to know of it the method itself tells."""
 
-JUDGE_TRAINS = "judge trains eight more students, to compare: alone, with smoothed labels, and all three with other seeds"
+JUDGE_TRAINS = "judge trains eight more students to compare: alone, with smoothed labels, and all three with more seeds"
 """What takes longest of the commands that come next."""
 
 
