@@ -40,6 +40,7 @@ RAY_MAY_BE_IMPORTED_BY = {
     "doctor.py",
     "patience.py",
     "ray_client.py",
+    "raylet.py",
     "reachable.py",
     "submitting.py",
     "teachers/cache/actors.py",

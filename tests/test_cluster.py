@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from raydistill import cluster
 from raydistill.errors import ConfigError, RunError
 from tests.commands import PATIENCE
-from tests.conftest import TESTS
+from tests.conftest import TESTS, digits
 from tests.nodes import Nodes
+from tests.training.test_kills import Run
 
 STARTED = """
 {first}
@@ -35,6 +37,24 @@ def test_nobody_else_reaches_it(first: str) -> None:
         check=True,
     )
     assert set(done.stdout.split()) == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_the_death_of_its_raylet_is_told_in_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    experiment = digits(tmp_path, train={"epochs": 6, "batch_size": 16, "checkpoint": {"steps": 5}})
+    run = Run(experiment, {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
+    run.start()
+    run.until(lambda: run.step)
+    asked = ["pgrep", "-P", str(run.process.pid), "raylet"]
+    os.kill(int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout), signal.SIGKILL)
+    _, said = run.process.communicate(timeout=PATIENCE)
+    assert run.process.returncode == 1
+    assert said.splitlines()[-1].startswith("raydistill: Ray was lost: its raylet"), said
+    assert "Traceback" not in said
+    step = run.step
+    run.start("--resume")
+    run.end()
+    assert run.folder.attempts()[-1] >= step > 0, "it began anew"
 
 
 def test_a_ray_that_does_not_come_up_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
