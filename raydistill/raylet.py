@@ -1,30 +1,49 @@
-"""Tells when the raylet of a Ray that this process started dies; Ray would end the process without a word on that."""
+"""Tells when a Ray that this process started loses its raylet; Ray would end the process without a word on that."""
 
 from __future__ import annotations
 
 import os
+import re
+import select
 import sys
+from collections.abc import Iterator
 from threading import Thread
 
 from raydistill.errors import RaydistillError
 
+_AGENT = re.compile(r"Agent$|/agent\.py$|/agent/main\.py$")
+"""A word of the command by which the raylet starts one of its agents, before it has named itself and afterwards."""
+
 
 def watch_raylet() -> None:
-    """Watch it until this process ends, or leaves its Ray."""
+    """Watch it and its agents, without which it ends, too, until this process ends or leaves its Ray; on Linux."""
     import ray
 
-    raylet = ray._private.worker._global_node.all_processes["raylet"][0].process
-    Thread(target=_await_end, args=(raylet.pid,), name="raylet", daemon=True).start()
+    if not hasattr(os, "pidfd_open"):
+        return
+    raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
+    ends = select.poll()
+    for pid in (raylet, *_agents_of(raylet)):
+        ends.register(os.pidfd_open(pid), select.POLLIN)
+    Thread(target=_await_end, args=(ends,), name="raylet", daemon=True).start()
 
 
-def _await_end(pid: int) -> None:
+def _agents_of(raylet: int) -> Iterator[int]:
+    import psutil  # comes with Ray
+
+    for child in psutil.Process(raylet).children():
+        if any(map(_AGENT.search, child.cmdline())):
+            yield child.pid
+
+
+def _await_end(ends: select.poll) -> None:
     import ray
 
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its end is left for Ray to see
+    ends.poll()
     if not ray.is_initialized():
         return
     print(
-        "raydistill: Ray was lost: its raylet, which starts this machine's processes, was killed or died; the same "
+        "raydistill: Ray was lost: its raylet, which starts this machine's processes, or an agent of it died; the same "
         "command goes on (train and tune: with --resume)",
         file=sys.stderr,
         flush=True,

@@ -40,21 +40,28 @@ def test_nobody_else_reaches_it(first: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_death_of_its_raylet_is_told_in_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_the_death_of_its_raylet_or_of_an_agent_is_told_in_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
     experiment = digits(tmp_path, train={"epochs": 6, "batch_size": 16, "checkpoint": {"steps": 5}})
     run = Run(experiment, {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
     run.start()
-    run.until(lambda: run.step)
-    asked = ["pgrep", "-P", str(run.process.pid), "raylet"]
-    os.kill(int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout), signal.SIGKILL)
-    _, said = run.process.communicate(timeout=PATIENCE)
-    assert run.process.returncode == 1
-    assert said.splitlines()[-1].startswith("raydistill: Ray was lost: its raylet"), said
-    assert "Traceback" not in said
-    step = run.step
-    run.start("--resume")
+    for last_step in (0, 10):
+        run.until(lambda step=last_step: run.step > step)
+        victim = child(run.process.pid, "raylet")
+        os.kill(child(victim, "RuntimeEnvAgent") if last_step else victim, signal.SIGKILL)
+        _, said = run.process.communicate(timeout=PATIENCE)
+        assert run.process.returncode == 1
+        assert said.splitlines()[-1].startswith("raydistill: Ray was lost: its raylet"), said
+        assert "Traceback" not in said
+        step = run.step
+        run.start("--resume")
     run.end()
-    assert run.folder.attempts()[-1] >= step > 0, "it began anew"
+    assert run.folder.attempts()[-1] >= step, "it began anew"
+
+
+def child(pid: int, name: str) -> int:
+    """A process that another one started."""
+    asked = ["pgrep", "-f", "-P", str(pid), name]
+    return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
 
 
 def test_a_ray_that_does_not_come_up_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
