@@ -20,7 +20,7 @@ def stage(name: str, **given: Any) -> Any:
 
     Ray's workers find the networks in that script.
     """
-    script = Path(sys.modules["__main__"].__file__ or "")
+    script = Path(sys.argv[0]).resolve()
     paths = os.pathsep.join(filter(None, [str(script.parent), os.environ.get("PYTHONPATH")]))
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:SLOTS])  # children inherit it
     process = subprocess.run(
