@@ -1,6 +1,6 @@
 """ASHA against whole grids: how good a configuration it finds, and for how much of the training.
 
-    python experiments/benchmarks/asha.py [--images 3000 --held-out 3000] [--seeds 0 1 2] [--fresh 16] [--folder FOLDER]
+    python experiments/benchmarks/asha.py [--images 2000 --held-out 2000] [--seeds 0 1 2] [--fresh 16] [--folder FOLDER]
 
 On Fashion-MNIST, with the same seeds and so the same trials. How far ASHA's choice is from the grid's best is told by
 the runs of that one seed, and by what configurations are worth, which is their mean over the grids of all seeds. The
@@ -84,8 +84,8 @@ def main() -> None:
     obey({"cached": cached, "swept": swept, "repeated": repeated})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="/usr/share/datasets/fashion-mnist", help="the files of Fashion-MNIST")
-    parser.add_argument("--images", type=int, default=3000, help="that a trial trains on")
-    parser.add_argument("--held-out", type=int, default=3000, help="images that it is judged by")
+    parser.add_argument("--images", type=int, default=2000, help="that a trial trains on")
+    parser.add_argument("--held-out", type=int, default=2000, help="images that it is judged by")
     parser.add_argument("--epochs", type=int, default=27)
     parser.add_argument("--reduction", type=int, default=3)
     parser.add_argument("--grace", type=int, default=2, help="epochs that ASHA lets every trial have")
