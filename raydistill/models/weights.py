@@ -28,8 +28,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str 
 
     Args:
         model: is changed only if everything fits.
-        path: ``.safetensors``, or a file of ``torch.save`` that holds a state dict, bare or under
-        ``state_dict`` or
+        path: ``.safetensors``, or a file of ``torch.save`` that holds a state dict, bare or under ``state_dict`` or
             ``model``; ``module.`` in front of all its names is dropped.
         prefix: take only the tensors whose names start with it, and drop it from their names.
     """
@@ -46,7 +45,11 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> No
         listing("wrong shape", _shape_faults(state, wanted)),
     ]
     if any(faults):
-        hint = _prefix_hint(state, wanted) or "Is it of this model, and trained for as many classes?"
+        hint = (
+            _prefix_hint(state, wanted)
+            or _channels_hint(state, wanted)
+            or "Is it of this model, and trained for as many classes?"
+        )
         raise WeightsError(f"{source} does not fit the network: {'; '.join(filter(None, faults))}. {hint}")
     model.load_state_dict(state)
 
@@ -135,6 +138,20 @@ def _prefix_hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> s
     return (
         f"Its names begin with '{prefix}': teacher.layout names published layouts (moco_v2, dino, ...); of others "
         "save the state dict without that prefix"
+    )
+
+
+def _channels_hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Say what to do where the first kernels alone differ, in the channels of the images that they saw."""
+    differing = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if len(differing) != 1:
+        return ""
+    there, here = state[differing[0]].shape, wanted[differing[0]].shape
+    if not len(there) == len(here) == 4 or (there[0], *there[2:]) != (here[0], *here[2:]):
+        return ""
+    return (
+        f"Its network saw images of {there[1]} channel(s), this one sees {here[1]}: data.modalities says what teacher "
+        "and student see of an image (rgb, luminance, grey, ...)"
     )
 
 

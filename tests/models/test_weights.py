@@ -99,6 +99,13 @@ def test_missing_unexpected_and_misshaped_tensors_are_listed(tmp_path: Path) -> 
     assert "wrong shape (1): fc.weight (7, 64) instead of (4, 64)" in message
 
 
+def test_weights_for_images_of_other_channels_are_told_from_others(tmp_path: Path) -> None:
+    state = dict(build_model("resnet8", num_classes=4, in_channels=1).state_dict())
+    assert "of 1 channel(s), this one sees 3: data.modalities" in _refused(tmp_path, state)
+    state["fc.weight"] = torch.zeros(7, 64)
+    assert "as many classes" in _refused(tmp_path, state)
+
+
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(2), {"model": {"a": "text"}}])
 def test_files_without_state_dict(tmp_path: Path, content: Any) -> None:
     assert "holds no state dict" in _refused(tmp_path, content)
