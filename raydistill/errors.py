@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+GOES_ON = "the same command goes on (train and tune: with --resume)"
+"""What to do where Ray was lost."""
+
 
 class RaydistillError(Exception):
     """Base of all errors that are part of the interface; ``exit_code`` is what the process ends with."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from threading import Thread
 
-from raydistill.errors import RaydistillError
+from raydistill.errors import GOES_ON, RaydistillError
 
 _AGENT = re.compile(r"Agent$|/agent\.py$|/agent/main\.py$")
 """A word of the command by which the raylet starts one of its agents, before it has named itself and afterwards."""
@@ -43,8 +43,8 @@ def _await_end(ends: select.poll) -> None:
     if not ray.is_initialized():
         return
     print(
-        "raydistill: Ray was lost: its raylet, which starts this machine's processes, or an agent of it died; the same "
-        "command goes on (train and tune: with --resume)",
+        "raydistill: Ray was lost: its raylet, which starts this machine's processes, or an agent of it died; "
+        f"{GOES_ON}",
         file=sys.stderr,
         flush=True,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from raydistill.errors import ConfigError, RaydistillError, did_you_mean, last_line
+from raydistill.errors import GOES_ON, ConfigError, RaydistillError, did_you_mean, last_line
 
 INTERRUPTED = 130
 _WRONG_USAGE = 2
@@ -67,8 +67,7 @@ class Commands(TyperGroup):
             if not _is_rays(error):
                 raise
             reason = f"Ray was lost: {last_line(error)}"
-            advice = "the same command goes on (train and tune: with --resume)"
-            raise _told(f"{reason}; {advice}", RaydistillError.exit_code) from None
+            raise _told(f"{reason}; {GOES_ON}", RaydistillError.exit_code) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands' names in the order of the help."""

@@ -143,7 +143,7 @@ def _prefix_hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> s
 
 def _channels_hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """Say what to do where the first kernels alone differ, in the channels of the images that they saw."""
-    differing = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    differing = _misshaped(state, wanted)
     if len(differing) != 1:
         return ""
     there, here = state[differing[0]].shape, wanted[differing[0]].shape
@@ -157,10 +157,13 @@ def _channels_hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) ->
 
 def _shape_faults(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     return [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
+        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in _misshaped(state, wanted)
     ]
+
+
+def _misshaped(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
 
 
 def listing(what: str, items: Iterable[str]) -> str:
