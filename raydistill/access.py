@@ -27,10 +27,10 @@ _PATIENCE_S = 5.0
 CLIENT = "ray://"
 """How an address of Ray Client begins."""
 _LEAST_QUESTIONS = {
-    CLIENT: "/ray.rpc.RayletDriver/ClusterInfo",
-    "": "/ray.rpc.NodeInfoGcsService/CheckAlive",
+    CLIENT: ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"),  # its type is PING
+    "": ("/ray.rpc.NodeInfoGcsService/CheckAlive", b""),
 }
-"""What each kind of address answers to anybody who may come in; the empty message is a valid one."""
+"""What each kind of address answers to anybody who may come in, and the message that asks for it."""
 _FORBIDDEN = (401, 403)
 
 
@@ -56,11 +56,12 @@ def knock(address: str, token: str = "") -> Door:
     import grpc
 
     scheme = CLIENT if address.startswith(CLIENT) else ""
+    method, message = _LEAST_QUESTIONS[scheme]
     said = (("authorization", f"Bearer {token}"),) if token else ()
     # A proxy of the environment is not the way that others would take.
     with grpc.insecure_channel(address.removeprefix(scheme), options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            channel.unary_unary(_LEAST_QUESTIONS[scheme])(b"", timeout=_PATIENCE_S, metadata=said)
+            channel.unary_unary(method)(message, timeout=_PATIENCE_S, metadata=said)
         except grpc.RpcError as error:
             locked = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
             return Door.LOCKED if locked else Door.SILENT

@@ -21,9 +21,13 @@ from raydistill.errors import ConfigError, last_line
 
 _HEAD = {"node:__internal_head__": 0.001}
 """What Ray calls the head's own resource; an actor that asks for some of it runs there."""
-CLIENT_START_S = "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"
-"""In the head's environment: seconds that the process for a client may take to start, 30 where nothing is set."""
-_TOO_SLOW = "Starting Ray client server failed"
+FORKS = "GRPC_ENABLE_FORK_SUPPORT"
+"""Set to 0 where a head is started, it keeps gRPC from ending the process that Ray forks there for a client.
+
+Where it is not set, some connections fail after half a minute, with an error that begins with ``_FAILED``.
+"""
+_FAILED = "Starting Ray client server failed"
+_TRIES = 4
 _LOOK_EVERY_S = 1.0
 
 
@@ -86,15 +90,15 @@ class ClientJobs:
         for handler in logging.getLogger("ray").handlers:  # it would tell how it connects
             handler.setLevel(logging.ERROR)
         try:
-            dashboard = ray.init(address, log_to_driver=False).dashboard_url
+            dashboard = _connect(address)
             if not dashboard:
                 raise ConnectionError("the head runs no dashboard, which serves jobs; start it with `ray[default]`")
             self._clerk = ray.remote(num_cpus=0, resources=_HEAD)(Clerk).remote(dashboard)
             self.python = self._ask("python")
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             advice = "the head needs the same Ray and Python as this machine"
-            if _TOO_SLOW in str(error):
-                advice = f"the head was too busy: try again, or raise {CLIENT_START_S} there"
+            if _FAILED in str(error):
+                advice = f"set {FORKS}=0 where the head is started"
             raise ConfigError(
                 f"{address}: no jobs are taken there by Ray Client ({last_line(error)}); {advice}"
             ) from None
@@ -125,3 +129,18 @@ class ClientJobs:
         import ray
 
         return ray.get(getattr(self._clerk, question).remote(*given))
+
+
+def _connect(address: str) -> str:
+    """Connect by Ray Client; return the head's dashboard as ``HOST:PORT``, empty where none runs."""
+    import ray
+
+    tried = 1
+    while True:
+        try:
+            return str(ray.init(address, log_to_driver=False).dashboard_url or "")
+        except (ConnectionError, RuntimeError) as error:
+            if tried == _TRIES or _FAILED not in str(error):
+                raise
+        ray.shutdown()
+        tried += 1

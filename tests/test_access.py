@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,7 +20,9 @@ import pytest
 from raydistill import access
 from raydistill.access import Door
 from raydistill.errors import ConfigError
+from tests.commands import PATIENCE
 from tests.nodes import running_ray
+from tests.s3 import free_port
 
 TOKEN = "a" * 64
 
@@ -176,11 +179,14 @@ def test_one_that_the_user_named_is_left_as_it_is(tmp_path: Path, monkeypatch: p
 
 
 ONE_NODE = """
-import sys
+import os, sys
 from ray.cluster_utils import Cluster
 
 cluster = Cluster()
-cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * 2**20)
+cluster.add_node(
+    num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * 2**20,
+    ray_client_server_port=int(os.environ["CLIENT_PORT"]),
+)
 print("RAY", cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
@@ -201,6 +207,14 @@ except ConfigError as error:
 """
 
 
+def await_door(address: str, door: Door) -> None:
+    """Its server starts beside the Ray that says it is there."""
+    deadline = time.monotonic() + PATIENCE
+    while (found := access.knock(address)) is Door.SILENT and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert found is door
+
+
 def joining(environment: dict[str, str], *, close: bool = False, tunnel: bool = False) -> str:
     command = [sys.executable, "-c", JOINING.format(close=close, tunnel=tunnel)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -209,7 +223,9 @@ def joining(environment: dict[str, str], *, close: bool = False, tunnel: bool = 
 
 @pytest.mark.slow
 def test_a_real_ray_without_tokens_beyond_loopback_is_refused(tmp_path: Path) -> None:
-    with running_ray(ONE_NODE, tmp_path, RAY_AUTH_MODE="disabled") as (_, environment):
+    port = str(free_port())
+    with running_ray(ONE_NODE, tmp_path, RAY_AUTH_MODE="disabled", CLIENT_PORT=port) as (_, environment):
+        await_door(f"ray://127.0.0.1:{port}", Door.OPEN)
         refused = joining(environment)
         assert refused.startswith(f"refused: RAY_ADDRESS = {environment['RAY_ADDRESS']}: this Ray lets in anybody")
         assert f"False the Ray at {environment['RAY_ADDRESS']} lets in anybody" in refused
@@ -224,8 +240,10 @@ def test_a_real_ray_without_tokens_beyond_loopback_is_refused(tmp_path: Path) ->
 def test_a_real_ray_with_tokens_is_joined_with_the_right_one(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "token").chmod(0o600)
-    there = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    port = str(free_port())
+    there = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "CLIENT_PORT": port}
     with running_ray(ONE_NODE, tmp_path, **there) as (_, environment):
+        await_door(f"ray://127.0.0.1:{port}", Door.LOCKED)
         plain = {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH")}
         assert "asks for a token, and there is none" in joining(plain)
         joined = joining(plain | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from raydistill import access
+from raydistill.access import Door
 from raydistill.cli import app
 from raydistill.errors import ConfigError
-from raydistill.ray_client import CLIENT_START_S
+from raydistill.ray_client import FORKS, ClientJobs
 from raydistill.submitting import EXPERIMENT, pack, parse_job
 from tests.commands import PATIENCE
 from tests.conftest import digits, teaching
@@ -80,8 +82,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
     token = tmp_path / "token"
     token.touch(mode=0o600)
     token.write_text("a" * 64)
-    # It starts ten processes, and one more for each client.
-    patient = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", CLIENT_START_S: "300"}
+    patient = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", FORKS: "0"}  # it starts ten processes
     ports = {"DASHBOARD_PORT": str(free_port()), "CLIENT_PORT": str(free_port())}
     more = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **patient, **ports}
     with running_ray(HEAD, tmp_path, **more) as (process, environment):
@@ -167,6 +168,23 @@ def test_a_command_runs_where_ray_client_is_served(head: Head, tmp_path: Path) -
     code, said, wrong = run("name=barred", "--address", head.client)
     assert (code, "asks for a token" in wrong) == (2, True), said + wrong
     assert not (tmp_path / "runs" / "barred").exists()
+
+
+def test_a_head_that_ends_a_clients_process_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    asked = []
+
+    def init(address: str, **options: object) -> None:
+        asked.append(address)
+        raise RuntimeError("Starting Ray client server failed. See ray_client_server_23000.err")
+
+    monkeypatch.setattr(access, "knock", lambda address: Door.OPEN)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(ConfigError, match=f"Ray Client .*23000.*; set {FORKS}=0 where the head is started$"):
+        ClientJobs("ray://127.0.0.1:1")
+    assert asked == ["ray://127.0.0.1:1"] * 4
 
 
 def test_where_nobody_serves_ray_client_it_is_said(config: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,8 @@ shift
 VENV=${VENV:-$PWD/.venv}
 address=$ip:${PORT:-6379}
 folder=$(mktemp -d /tmp/raydistill.XXXXXX)
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0 MALLOC_ARENA_MAX=2
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0
+export MALLOC_ARENA_MAX=2 GRPC_ENABLE_FORK_SUPPORT=0
 "$VENV/bin/python" -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH"
 
 # A pipe to each of the others: the token goes through it, and its end is the word to stop, however this script ends.
@@ -68,7 +69,8 @@ folder=$(mktemp -d /tmp/raydistill.XXXXXX)
 trap 'rm -rf "$folder"' EXIT
 read -r token
 printf %s "$token" >"$folder/token"
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token" RAY_USAGE_STATS_ENABLED=0 MALLOC_ARENA_MAX=2
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token" RAY_USAGE_STATS_ENABLED=0
+export MALLOC_ARENA_MAX=2 GRPC_ENABLE_FORK_SUPPORT=0
 "$venv/bin/ray" start --address="$address" --disable-usage-stats --block </dev/null &
 read -r _ || kill $!
 wait || true

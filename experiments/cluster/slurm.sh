@@ -26,7 +26,8 @@ here=${HERE:-$PWD/experiments/cluster} # sbatch runs a copy of this file, from e
 # Two jobs on one machine must not meet, and nobody else's process may join.
 folder=$(mktemp -d "$PWD/.raydistill-$SLURM_JOB_ID.XXXXXX")
 port=$((20000 + SLURM_JOB_ID % 20000))
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0 MALLOC_ARENA_MAX=2
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0
+export MALLOC_ARENA_MAX=2 GRPC_ENABLE_FORK_SUPPORT=0
 python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH"
 
 steps=()
