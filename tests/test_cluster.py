@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,18 @@ def test_the_death_of_its_raylet_or_of_an_agent_is_told_in_one_line_and_the_run_
     experiment = digits(tmp_path, train={"epochs": 6, "batch_size": 16, "checkpoint": {"steps": 5}})
     run = Run(experiment, {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
     run.start()
-    for last_step in (0, 10):
-        run.until(lambda step=last_step: run.step > step)
+    worker = None
+    for lost in ("raylet", "agent"):
+        worker = run.until_works(after=run.step, not_by=worker)
         victim = child(run.process.pid, "raylet")
-        os.kill(child(victim, "RuntimeEnvAgent") if last_step else victim, signal.SIGKILL)
+        os.kill(victim if lost == "raylet" else child(victim, "RuntimeEnvAgent"), signal.SIGKILL)
         _, said = run.process.communicate(timeout=PATIENCE)
         assert run.process.returncode == 1
         assert said.splitlines()[-1].startswith("raydistill: Ray was lost: its raylet"), said
         assert "Traceback" not in said
+        outlived = time.monotonic() + PATIENCE
+        while run.worker():  # it may save once more before it notices
+            assert time.monotonic() < outlived, "a worker without its Ray goes on"
         step = run.step
         run.start("--resume")
     run.end()
