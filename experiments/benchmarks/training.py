@@ -1,6 +1,6 @@
 """Images a second of cached training, as ratios to training without a teacher and to distillation as it is usual.
 
-    python experiments/benchmarks/training.py [--student wrn_16_2] [--threads 2] [--methods crd] [--other-sizes]
+    python experiments/benchmarks/training.py [--student wrn_16_2] [--methods crd] [--precision auto] [--other-sizes]
 
 Fashion-MNIST padded to 3 x 32 x 32, batch 64; teacher outputs are random numbers of the shapes of
 wrn_40_2's, which take the time of real ones. All ways take turns within one process: a round is so many steps of each.
@@ -15,7 +15,8 @@ Printed is the median of the rounds' ratios, since machines slow down for second
 
 Queues have 16384 keys, the rest is as the methods' defaults. With ``--other-sizes`` those of the papers and of
 ``experiments/fashion-mnist`` are measured too, for which there is no target. ``--methods`` leaves out all others and
-the usual loop; fewer ``--steps`` in more ``--rounds`` tell more of a ratio where a machine's speed changes.
+the usual loop; fewer ``--steps`` in more ``--rounds`` tell more of a ratio where a machine's speed changes. With
+``--precision auto`` ours takes bf16 where a probe finds it faster; both other loops compute in float32, as they would.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Work:
-    """What all ways train on."""
+    """What all ways train on, and the precision of ours."""
 
     student: str
     images: Tensor
     labels: Tensor
     device: torch.device
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=CACHED)
     parser.add_argument("--other-sizes", action="store_true")
     parser.add_argument("--student", default="wrn_16_2")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     out = sys.stderr if options.json else sys.stdout
     device = torch.device(options.device)
-    work = Work(options.student, *padded_images(options.root), device)
+    work = Work(options.student, *padded_images(options.root), device, options.precision)
 
     cases = {name: CACHED[name] for name in options.methods or CACHED} | (OTHER_SIZES if options.other_sizes else {})
     parts = [("cached training against a bare loop without a teacher", cached_ways(work, cases))]
@@ -128,7 +131,8 @@ def main() -> None:
             shown = "".join(" " * 8 if ratio is None else f"{ratio:>8.2f}" for ratio in ratios)
             print(f"{row['name']:<26}{row['rate']:>10.0f}{shown}  {wanted}", file=out)
     if options.json:
-        print(json.dumps({"threads": options.threads, "device": options.device, "ways": made}))
+        asked = {name: getattr(options, name) for name in ("threads", "device", "precision")}
+        print(json.dumps({**asked, "ways": made}))
 
 
 def padded_images(root: Path) -> tuple[Tensor, Tensor]:
@@ -198,7 +202,12 @@ def ours(methods: dict[str, Any], work: Work) -> Step:
             "teacher": {"model": TEACHER, "weights": "none"},
             "student": {"model": work.student},
             "methods": methods,
-            "train": {"epochs": 1000, "batch_size": BATCH, "optimizer": {"lr": 0.05, "weight_decay": 5e-4}},
+            "train": {
+                "epochs": 1000,
+                "batch_size": BATCH,
+                "precision": work.precision,
+                "optimizer": {"lr": 0.05, "weight_decay": 5e-4},
+            },
         }
     )
     session = assemble(experiment, material_of(work), device=work.device)
