@@ -22,10 +22,8 @@ def watch_raylet() -> None:
     if not hasattr(os, "pidfd_open"):
         return
     raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
-    ends = select.poll()
-    for pid in (raylet, *_agents_of(raylet)):
-        ends.register(os.pidfd_open(pid), select.POLLIN)
-    Thread(target=_await_end, args=(ends,), name="raylet", daemon=True).start()
+    processes = [os.pidfd_open(pid) for pid in (raylet, *_agents_of(raylet))]
+    Thread(target=_await_end, args=(processes,), name="raylet", daemon=True).start()
 
 
 def _agents_of(raylet: int) -> Iterator[int]:
@@ -36,10 +34,15 @@ def _agents_of(raylet: int) -> Iterator[int]:
             yield child.pid
 
 
-def _await_end(ends: select.poll) -> None:
+def _await_end(processes: list[int]) -> None:
     import ray
 
+    ends = select.poll()
+    for process in processes:
+        ends.register(process, select.POLLIN)
     ends.poll()
+    for process in processes:
+        os.close(process)
     if not ray.is_initialized():
         return
     print(
