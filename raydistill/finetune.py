@@ -79,8 +79,7 @@ def described(path: Path, overrides: Sequence[str], *, linear: bool = False) -> 
         DataError: where the folder holds no finished run.
         ConfigError: where overrides are wrong, or images have other channels than those that the student knows.
     """
-    from raydistill.evaluation.card import trained_weights
-    from raydistill.exporting.subject import refuse_sweep
+    from raydistill.evaluation.card import refuse_sweep, trained_weights
 
     given = _checked(path, overrides)
     refuse_sweep(path, "fine-tune")
@@ -180,6 +179,8 @@ def _linear_top1(experiment: Experiment, progress: Progress) -> dict[str, Any]:
         images = own_images(experiment.data, device)
     except DataError as error:
         return {_LINEAR: None, "test_error": str(error)}
+    if not images.labelled:
+        return {_LINEAR: None, "test_error": "the test images have no labels"}
     network = build_with_fresh_head(experiment.student, images.bank.num_classes, images.bank.shape).to(device).eval()
     progress(0.2, "features of all images, and fitting")
     subject = Subject(network, images.bank, images.test, False, experiment.evaluate, experiment.seed)

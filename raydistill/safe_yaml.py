@@ -53,7 +53,12 @@ def check(text: str) -> None:
     try:
         _weigh(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(_invalid(error)) from None
+
+
+def _invalid(error: Exception) -> str:
+    reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+    return f"not valid YAML: {reason}"
 
 
 def plain_values(text: str) -> Any:
@@ -64,7 +69,7 @@ def plain_values(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(_invalid(error)) from None
     except _RAISED_BY_VALUES as error:
         raise ValueError(f"holds a value that is none ({type(error).__name__}: {error})") from None
 
@@ -113,7 +118,7 @@ def _in_one_line() -> Iterator[None]:
     try:
         yield
     except YAMLError as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(_invalid(error)) from None
     except (OmegaConfBaseException, ValueError, *_RAISED_BY_VALUES) as error:
         raise ValueError(first_line(error)) from None
 

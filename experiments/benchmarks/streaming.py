@@ -8,8 +8,9 @@ memory: `raydistill train` with a tiny student, which asks for images as fast as
 them. Every process of the run is looked at four times a second. The numbers are proportional set size (PSS: what a
 process has for itself, and its part of what it shares with others, such as Ray's object store) summed over the
 processes of a kind, in each epoch with its validation. What a shard or a library maps of a file counts too. Printed
-are the largest, and the level: the median of an epoch's looks. Memory is flat where the level stays, but for what
-allocators keep; the largest depends on which short peaks the looks meet.
+are the largest, and the level: the median of an epoch's looks. Memory is flat where the level stays from the second
+epoch on, but for what allocators keep; in the first one processes still start, and nothing was read before it. The
+largest depends on which short peaks the looks meet.
 
 speed: sessions and steps of a worker, in a process with one thread, on a subset from memory and from the disk:
 images/s, and how long a step waits for its data. The tiny student shows what the one reading task delivers at most,
@@ -46,7 +47,7 @@ FASHION = os.environ.get("RAYDISTILL_FASHION_MNIST", "/usr/share/datasets/fashio
 SIDE, CLASSES, WIDTH = 64, 10, 512
 FILE_IMAGES, GROUP_IMAGES = 10_000, 1000
 SUBSET, EPOCHS, SPEED_EPOCHS = 4000, 6, 3
-GROWTH_MIB = 128  # of the level after the first epoch, over all processes: what allocators may keep
+GROWTH_MIB = 128  # of the level after the second epoch, over all processes: what allocators may keep
 WAIT_SHARE, RATIO = 0.05, 0.95
 SECONDS_BETWEEN_LOOKS = 0.25
 TINY = "streaming:student"
@@ -313,9 +314,9 @@ def show(found: dict[str, Any]) -> None:
             print(f"{kind:<38}" + "".join(f"{value:>8.0f}" for value in values))
         levels = memory["levels"]
         print(f"{'all, the level of each epoch':<38}" + "".join(f"{value:>8.0f}" for value in levels))
-        growth = max(levels[1:]) - levels[0]
+        growth = max(levels[2:]) - levels[1]
         met = "met" if growth <= GROWTH_MIB else "MISSED"
-        print(f"the level grows after the first epoch by {growth:.0f} MiB, at most {GROWTH_MIB}: {met}")
+        print(f"the level grows after the second epoch by {growth:.0f} MiB, at most {GROWTH_MIB}: {met}")
     if "speed" in found:
         show_speed(found["speed"])
 

@@ -82,7 +82,7 @@ def judge(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs and sweeps.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     as_json: Json = False,
     *,
@@ -101,7 +101,7 @@ def report(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
     layout: Annotated[
         str | None,
         typer.Option(autocompletion=completing.layouts, help="A paper's table, of `raydistill list layouts`."),

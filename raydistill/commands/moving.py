@@ -69,7 +69,7 @@ def pull(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     format: Annotated[str, typer.Option("--format", help="safetensors, onnx or torch.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; RUN/export/FORMAT by default.")

@@ -112,12 +112,16 @@ def examine_run(
         RunError: where a network's outputs cannot be measured, as they are not finite.
     """
     path = Path(path)
+    refuse_sweep(path, "evaluate")
     weights = trained_weights(path)
     experiment = load_experiment(path / "config.yaml", _checked(overrides))
     chosen = _chosen(protocols or experiment.evaluate.protocols)
     device = device_of(experiment)
     progress(0.0, f"{path}: the images are read")
-    subjects = _subjects(experiment, weights, device, teachers)
+    own = own_images(experiment.data, device)
+    if not (own.labelled or experiment.evaluate.transfer):
+        _require_no_truth(chosen, experiment.data.name)
+    subjects = _subjects(experiment, weights, own, device, teachers)
     parts = _parts(progress, len(subjects) * (1 + len(experiment.evaluate.transfer)))
     values = {role: _measured(f"{path}: {role}", subject, chosen, next(parts)) for role, subject in subjects.items()}
     for label, data in experiment.evaluate.transfer.items():
@@ -148,6 +152,14 @@ def write_card(path: str | Path, card: Card) -> None:
             card.correlation.to_csv(file, index=False)
     write_atomically(path / PANELS, panels_of(card.subjects).model_dump_json() + "\n")
     write_atomically(path / CARD, json.dumps(card.values, indent=2) + "\n")
+
+
+def refuse_sweep(path: Path, verb: str) -> None:
+    """Raise ``DataError`` for the folder of a sweep; ``verb`` says what to do with its winner once that is trained."""
+    if (path / "trials").is_dir():
+        raise DataError(
+            f"{path}: a sweep, not a run; train its winner (raydistill train {path / 'best.yaml'}) and {verb} that run"
+        )
 
 
 def trained_weights(path: Path) -> Path:
@@ -183,8 +195,19 @@ def device_of(experiment: Experiment) -> torch.device:
     return torch.device("cuda" if experiment.scale.use_gpu and torch.cuda.is_available() else "cpu")
 
 
-def _subjects(experiment: Experiment, weights: Path, device: torch.device, teachers: bool) -> dict[str, Subject]:
-    own = own_images(experiment.data, device)
+def _require_no_truth(chosen: Iterable[str], data_set: str) -> None:
+    judging = [name for name in chosen if PROTOCOLS[name].truth is not None]
+    if judging:
+        free = " ".join(f"--protocol {name}" for name, protocol in PROTOCOLS.items() if protocol.truth is None)
+        raise DataError(
+            f"data set '{data_set}' has no labels, by which {', '.join(judging)} would judge; ask for what needs none "
+            f"({free}), or name labelled images: evaluate.transfer.LABEL={{name: image_folder, root: FOLDER}}"
+        )
+
+
+def _subjects(
+    experiment: Experiment, weights: Path, own: Images, device: torch.device, teachers: bool
+) -> dict[str, Subject]:
     trains_classifier = experiment.needs.trains_classifier
     networks = _teachers(experiment) if teachers and has_test_images(experiment.data.of_teacher) else {}
     of_teacher = own_images(experiment.data.of_teacher, device) if networks and experiment.data.modalities else own

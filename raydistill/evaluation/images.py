@@ -15,19 +15,25 @@ from raydistill.errors import DataError
 
 @dataclass(frozen=True)
 class Images:
-    """Images with labels or targets to fit classifiers of features on, and others to judge networks by."""
+    """Images to fit classifiers of features on, and others to judge networks by."""
 
     bank: ResidentSet
     test: ResidentSet
+
+    @property
+    def labelled(self) -> bool:
+        """Whether all of them have labels, or targets for each class."""
+        return all(part.labels is not None or part.targets is not None for part in (self.bank, self.test))
 
 
 def own_images(data: DataConfig, device: torch.device) -> Images:
     """Return the training images without the validation ones, and the test images, as a section's student sees them.
 
     Raises:
-        DataError: where they cannot be read, or have no labels.
+        DataError: where they cannot be read.
     """
-    return _labelled(data, split_train(load_train(data), data).train, load_test(data), device)
+    train, test = split_train(load_train(data), data).train, load_test(data)
+    return Images(ResidentSet(train, device), ResidentSet(test, device))
 
 
 def transfer_images(data: DataConfig, like: ResidentSet, device: torch.device) -> Images:
@@ -48,19 +54,13 @@ def transfer_images(data: DataConfig, like: ResidentSet, device: torch.device) -
             f"data set '{data.name}' has images of {train.shape[0]} channels, the networks were trained "
             f"on {channels}; name another"
         )
-    found = _labelled(data, train, test, device)
+    found = Images(ResidentSet(train, device), ResidentSet(test, device))
+    if not found.labelled:
+        raise DataError(f"data set '{data.name}' has no labels to judge features by; name another")
     if data.mean is None:
         for part in (found.bank, found.test):
             part.mean, part.std = like.mean, like.std
     return found
-
-
-def _labelled(data: DataConfig, train: ImageSet, test: ImageSet, device: torch.device) -> Images:
-    if any(part.labels is None and part.targets is None for part in (train, test)):
-        raise DataError(
-            f"data set '{data.name}' has no labels to evaluate with; evaluate.transfer can name one that has"
-        )
-    return Images(ResidentSet(train, device), ResidentSet(test, device))
 
 
 def _scaled(images: ImageSet, height: int, width: int) -> ImageSet:

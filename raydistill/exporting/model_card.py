@@ -20,6 +20,8 @@ from raydistill.exporting.parity import BATCHES, BOUND
 from raydistill.exporting.subject import Subject
 from raydistill.models.taps import LOGITS
 
+_ALIKE = ("val_neighbours@", "val_cka")
+"""How values of a result begin that compare the student with its teacher."""
 _MEASURES = {
     "top1": "Top-1 (%)",
     "top5": "Top-5 (%)",
@@ -186,6 +188,9 @@ def _metrics(result: Mapping[str, Any], measure: str) -> list[Row]:
         "val_top1": f"{measure} on the validation images, after the last epoch (%)",
         "best_val_top1": "the best of it in any epoch (%)",
     }
+    for key in result:
+        if key.startswith(_ALIKE):
+            titles[key] = f"{key.removeprefix('val_')} of student and teacher on the validation images"
     found = {title: result[key] for key, title in titles.items() if result.get(key) is not None}
     return [(title, f"{value:.2f}") for title, value in found.items()]
 

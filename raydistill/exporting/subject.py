@@ -13,7 +13,7 @@ from raydistill.data.folder import class_names
 from raydistill.data.image_set import ImageSet
 from raydistill.data.resident import ResidentSet
 from raydistill.errors import DataError
-from raydistill.evaluation.card import trained_weights
+from raydistill.evaluation.card import refuse_sweep, trained_weights
 from raydistill.exporting.deployed import Deployed, Description
 from raydistill.models.loading import build_described
 from raydistill.models.taps import EMBEDDING, LOGITS, Tapped
@@ -84,14 +84,6 @@ def read_run(path: Path) -> Subject:
     )
     splits = None if train is None else split_train(train, experiment.data)
     return Subject(path, experiment, Deployed(network, description), ResidentSet(images, "cpu"), on_test, splits)
-
-
-def refuse_sweep(path: Path, verb: str) -> None:
-    """Raise ``DataError`` for the folder of a sweep; ``verb`` says what to do with its winner once that is trained."""
-    if (path / "trials").is_dir():
-        raise DataError(
-            f"{path}: a sweep, not a run; train its winner (raydistill train {path / 'best.yaml'}) and {verb} that run"
-        )
 
 
 def _images(data: DataConfig, path: Path) -> tuple[ImageSet, bool, ImageSet | None]:

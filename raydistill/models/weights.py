@@ -133,7 +133,7 @@ def _prefix_hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> s
     """Say what to do where the file has the network's names behind a prefix such as ``encoder_q.``."""
     longest = max(wanted, key=len, default="")
     prefix = next((name.removesuffix(longest) for name in state if name.endswith(f".{longest}")), None)
-    if prefix is None:
+    if prefix is None or sum(f"{prefix}{name}" in state for name in wanted) < len(wanted) / 2:
         return ""
     return (
         f"Its names begin with '{prefix}': teacher.layout names published layouts (moco_v2, dino, ...); of others "

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from raydistill.errors import DataError
 from raydistill.files import make_folders, write_atomically
+from raydistill.measures import VALIDATION, measure_behind
 from raydistill.methods.describe import describe
 from raydistill.methods.registry import METHODS
 from raydistill.progress import Progress, counted, part, unwatched
@@ -85,14 +86,14 @@ def _content(records: Sequence[RunRecord], progress: Progress) -> dict[str, Any]
     named = list(zip(names, records, strict=True))
     cost = _cost(named)
     swept = [(name, run.sweep) for name, run in named if run.sweep]
-    validated, losing = _grouped(records, "val/top1"), _grouped(records, "train/loss")
+    losing = _grouped(records, "train/loss")
     return {
         "title": ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more runs",
         "summary": sentences(records, frame),
         "has_runs": any(record.kind != "tune" for record in records),
         "comparison": _table(display(frame)),
         "comparison_plot": plots.comparison_plot(frame) if len(frame) else "",
-        "validation_plot": plots.validation_curves(validated) if validated else "",
+        "validations": [plots.validation_curves(_grouped(records, name), name) for name in _validated(records)],
         "losses": [(label, plots.loss_curves(label, runs)) for label, runs in losing.items()],
         "sweeps": [_sweep_section(*one) for one in counted(swept, part(progress, 0.3, 0.7), "sweep")],
         "correlations": [
@@ -127,6 +128,12 @@ def _methods(records: Sequence[RunRecord]) -> list[str]:
     sections = (section(record.config, "methods") for record in records if record.kind == "train")
     named = (str(section(methods, label).get("name", label)) for methods in sections for label in methods)
     return [name for name in dict.fromkeys(named) if name in METHODS]
+
+
+def _validated(records: Sequence[RunRecord]) -> list[str]:
+    """Return the metrics by which epochs were judged: accuracy, and how alike student and teacher see the images."""
+    known = {name for record in records for epoch in record.metrics for name in epoch if name.startswith(VALIDATION)}
+    return [name for name in sorted(known) if name == "val/top1" or measure_behind(name) is not None]
 
 
 def _grouped(records: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -25,9 +25,10 @@ MOST_PIXELS = 96
 class Album:
     """The pictures of a data set, by the ids of its images."""
 
-    def __init__(self, images: ImageSet) -> None:
-        """Nothing is decoded before it is asked for."""
+    def __init__(self, images: ImageSet, classes: Sequence[str] = ()) -> None:
+        """Nothing is decoded before it is asked for; ``classes`` are their names, where they have some."""
         self._images = images
+        self._classes = classes
         self._positions = {int(number): position for position, number in enumerate(images.ids.tolist())}
 
     @classmethod
@@ -38,8 +39,10 @@ class Album:
             DataError: where they cannot be read.
         """
         from raydistill.data.datasets import load_test
+        from raydistill.data.folder import class_names
 
-        return cls(load_test(_section(data)))
+        section = _section(data)
+        return cls(load_test(section), class_names(section))
 
     @classmethod
     def of_training_images(cls, data: Mapping[str, Any]) -> Album:
@@ -49,8 +52,10 @@ class Album:
             DataError: where they cannot be read.
         """
         from raydistill.data.datasets import load_train
+        from raydistill.data.folder import class_names
 
-        return cls(load_train(_section(data)))
+        section = _section(data)
+        return cls(load_train(section), class_names(section))
 
     def pictures(self, ids: Iterable[int]) -> list[str]:
         """Return the images as addresses that hold a PNG file each.
@@ -67,15 +72,18 @@ class Album:
         return [_address(pixels) for pixels in self._images.pixels(torch.tensor(positions, dtype=torch.int64))]
 
     def labels(self, ids: Iterable[int]) -> list[str]:
-        """Return the images' classes by their numbers, several of an image that shows several."""
+        """Return the images' classes, several of an image that shows several."""
         return [self._words(self._positions[int(number)]) for number in ids]
 
     def _words(self, position: int) -> str:
         labels, targets = self._images.labels, self._images.targets
         if targets is not None:
-            return ", ".join(map(str, (targets[position] > 0).nonzero().flatten().tolist()))
+            return ", ".join(map(self._name, (targets[position] > 0).nonzero().flatten().tolist()))
         assert labels is not None
-        return str(int(labels[position]))
+        return self._name(int(labels[position]))
+
+    def _name(self, number: int) -> str:
+        return self._classes[number] if self._classes else str(number)
 
 
 class Albums:

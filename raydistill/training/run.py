@@ -11,6 +11,7 @@ from raydistill.data.resident import ResidentSet
 from raydistill.errors import DataError
 from raydistill.evaluation.collapse import collapse_warnings
 from raydistill.evaluation.proportion import history_warnings
+from raydistill.measures import VALIDATION
 from raydistill.models.weights import save_weights
 from raydistill.training.energy import ENERGY
 from raydistill.training.events import EventLog
@@ -113,6 +114,8 @@ def result_of(session: Session) -> dict[str, Any]:
     """What a finished session has to say without the test images."""
     experiment = session.experiment
     values = [record["val/top1"] for record in session.history if "val/top1" in record]
+    last = session.history[-1] if session.history else {}
+    alike = {measure: last.get(f"{VALIDATION}{measure}") for measure in experiment.agreement}
     return {
         "name": experiment.name,
         "seed": experiment.seed,
@@ -121,8 +124,9 @@ def result_of(session: Session) -> dict[str, Any]:
         "methods": list(experiment.methods),
         "val_top1": values[-1] if values else None,
         "best_val_top1": max(values, default=None),
+        **{f"val_{measure}": value for measure, value in alike.items()},
         "epochs": session.epoch,
-        "images_per_s": session.history[-1]["images_per_s"] if session.history else None,
+        "images_per_s": last.get("images_per_s"),
         "teacher_forwards": session.teacher_forwards,
         "teacher_forwards_saved": session.teacher_forwards_saved,
         "warnings": [*collapse_warnings(session.history), *history_warnings(session.history, experiment.weights)],

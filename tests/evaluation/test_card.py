@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import save_file
 
 from raydistill.errors import ConfigError, DataError
 from raydistill.evaluation.card import evaluate_run, examine_run, write_card
+from raydistill.models.zoo import build_model
 from raydistill.reporting.runs import load_run
 from raydistill.training.trainer import train
 from tests.conftest import digits, teaching
+from tests.data_room.files import write_image
 from tests.data_room.published import halves, write_voc
 
 
@@ -124,3 +127,24 @@ def test_what_cannot_be_measured_is_said(run: Path, tmp_path: Path) -> None:
     (half / "_SUCCESS").unlink()
     with pytest.raises(DataError, match="half: no finished run"):
         evaluate_run(half)
+
+
+def test_images_without_labels_are_judged_by_what_needs_none(tmp_path: Path, ray_session: None) -> None:
+    for number in range(60):
+        write_image(tmp_path / "photos" / ("test" if number < 20 else "train") / f"{number}.png", value=4 * number)
+    weights = tmp_path / "teacher.safetensors"
+    save_file(build_model("resnet14", 10, in_channels=3).state_dict(), weights)
+    experiment = digits(
+        tmp_path,
+        data={"name": "image_folder", "root": str(tmp_path / "photos"), "image_size": 8, "num_classes": 10},
+        teacher=teaching(weights) | {"source": "live"},
+        methods={"compress": {"queue": 16}},
+    )
+    run = Path(train(experiment.override({"train.epochs": 1}))["run"])
+    with pytest.raises(
+        DataError, match=r"no labels, by which top1, .*knn.* --protocol neighbours .*evaluate\.transfer"
+    ):
+        evaluate_run(run)
+    others = "{name: synthetic, synthetic_size: 60, synthetic_image_size: 8}"
+    card = examine_run(run, ["neighbours", "knn"], overrides=[f"evaluate.transfer.other={others}"])
+    assert {"neighbours@10", "other/knn"} == set(card.values["student"])

@@ -149,6 +149,16 @@ def test_names_behind_a_prefix_are_told_with_what_to_do(tmp_path: Path, prefix: 
         load_weights(_model(0), tmp_path / "w.pth")
 
 
+def test_names_that_end_alike_by_chance_are_no_prefix(tmp_path: Path) -> None:
+    state = _state(0)
+    longest = max(state, key=len)
+    state[f"layer.{longest}"] = state.pop(longest)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        load_weights(_model(0), tmp_path / "w.pth")
+    assert "names begin with" not in str(caught.value)
+
+
 def test_a_run_that_was_not_trained_yet_is_told_of_as_one(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="`raydistill train CONFIG`"):
         load_weights(_model(0), tmp_path / "student.safetensors")

@@ -20,6 +20,7 @@ from raydistill.reporting.page import write_report
 from raydistill.reporting.pictures import Album
 from raydistill.reporting.runs import load_runs
 from raydistill.reporting.tables import changes
+from tests.data_room.files import write_folder
 from tests.reporting.folders import make_run
 from tests.reporting.test_page import Page
 
@@ -117,6 +118,13 @@ def test_large_images_are_made_small() -> None:
 
     (address,) = Album(Large()).pictures([7])  # type: ignore[arg-type]
     assert Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).size == (58, 96)
+
+
+def test_images_of_folders_are_called_by_their_names(tmp_path: Path) -> None:
+    write_folder(tmp_path, classes=("cat", "dog"), each=2)
+    data = {"name": "image_folder", "root": str(tmp_path), "image_size": 8}
+    ids = load_test(DataConfig.model_validate(data)).ids.tolist()
+    assert sorted(Album.of_test_images(data).labels(ids)) == ["cat", "cat", "dog", "dog"]
 
 
 def test_an_image_of_several_classes_is_called_by_all_of_them() -> None:
