@@ -18,10 +18,9 @@ from raydistill.evaluation.cost import parameter_count
 from raydistill.exporting.deployed import IMAGES
 from raydistill.exporting.parity import BATCHES, BOUND
 from raydistill.exporting.subject import Subject
+from raydistill.measures import VALIDATION, measure_behind
 from raydistill.models.taps import LOGITS
 
-_ALIKE = ("val_neighbours@", "val_cka")
-"""How values of a result begin that compare the student with its teacher."""
 _MEASURES = {
     "top1": "Top-1 (%)",
     "top5": "Top-5 (%)",
@@ -189,7 +188,7 @@ def _metrics(result: Mapping[str, Any], measure: str) -> list[Row]:
         "best_val_top1": "the best of it in any epoch (%)",
     }
     for key in result:
-        if key.startswith(_ALIKE):
+        if measure_behind(key.replace("val_", VALIDATION, 1)) is not None:
             titles[key] = f"{key.removeprefix('val_')} of student and teacher on the validation images"
     found = {title: result[key] for key, title in titles.items() if result.get(key) is not None}
     return [(title, f"{value:.2f}") for title, value in found.items()]

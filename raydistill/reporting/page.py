@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from raydistill.errors import DataError
 from raydistill.files import make_folders, write_atomically
-from raydistill.measures import VALIDATION, measure_behind
+from raydistill.measures import measure_behind
 from raydistill.methods.describe import describe
 from raydistill.methods.registry import METHODS
 from raydistill.progress import Progress, counted, part, unwatched
@@ -132,7 +132,7 @@ def _methods(records: Sequence[RunRecord]) -> list[str]:
 
 def _validated(records: Sequence[RunRecord]) -> list[str]:
     """Return the metrics by which epochs were judged: accuracy, and how alike student and teacher see the images."""
-    known = {name for record in records for epoch in record.metrics for name in epoch if name.startswith(VALIDATION)}
+    known = {name for record in records for epoch in record.metrics for name in epoch}
     return [name for name in sorted(known) if name == "val/top1" or measure_behind(name) is not None]
 
 

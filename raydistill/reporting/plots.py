@@ -17,7 +17,7 @@ from raydistill.reporting.reading import Metrics
 from raydistill.reporting.runs import RunRecord
 
 
-def validation_curves(groups: Mapping[str, Sequence[RunRecord]], metric: str = "val/top1") -> str:
+def validation_curves(groups: Mapping[str, Sequence[RunRecord]], metric: str) -> str:
     """Draw a metric over epochs; runs of one group share a colour.
 
     Args:

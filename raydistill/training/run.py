@@ -115,7 +115,6 @@ def result_of(session: Session) -> dict[str, Any]:
     experiment = session.experiment
     values = [record["val/top1"] for record in session.history if "val/top1" in record]
     last = session.history[-1] if session.history else {}
-    alike = {measure: last.get(f"{VALIDATION}{measure}") for measure in experiment.agreement}
     return {
         "name": experiment.name,
         "seed": experiment.seed,
@@ -124,7 +123,7 @@ def result_of(session: Session) -> dict[str, Any]:
         "methods": list(experiment.methods),
         "val_top1": values[-1] if values else None,
         "best_val_top1": max(values, default=None),
-        **{f"val_{measure}": value for measure, value in alike.items()},
+        **{f"val_{measure}": last.get(f"{VALIDATION}{measure}") for measure in experiment.agreement},
         "epochs": session.epoch,
         "images_per_s": last.get("images_per_s"),
         "teacher_forwards": session.teacher_forwards,
