@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from raydistill.errors import ConfigError, DataError
 from raydistill.evaluation.card import evaluate_run, examine_run, write_card
 from raydistill.models.zoo import build_model
+from raydistill.reporting.page import write_report
 from raydistill.reporting.runs import load_run
 from raydistill.training.trainer import train
 from tests.conftest import digits, teaching
@@ -140,7 +141,10 @@ def test_images_without_labels_are_judged_by_what_needs_none(tmp_path: Path, ray
         teacher=teaching(weights) | {"source": "live"},
         methods={"compress": {"queue": 16}},
     )
-    run = Path(train(experiment.override({"train.epochs": 1}))["run"])
+    result = train(experiment.override({"train.epochs": 1, "train.agreement": ["cka"]}))
+    run = Path(result["run"])
+    assert result["val_cka"] == pytest.approx(load_run(run).metrics[-1]["val/cka"])
+    assert "val/cka over epochs" in write_report([run], tmp_path / "report.html").read_text()
     with pytest.raises(
         DataError, match=r"no labels, by which top1, .*knn.* --protocol neighbours .*evaluate\.transfer"
     ):
