@@ -28,7 +28,14 @@ from raydistill.methods.base import Method, Setting, Step
 from raydistill.methods.compress import CompRes
 from raydistill.methods.crd import CRD
 from raydistill.methods.negatives import NegativeSampler
-from raydistill.methods.sampled import WHOLE_BANK_RATIO, read_products, sampled_products
+from raydistill.methods.sampled import (
+    WHOLE_BANK_RATIO,
+    WHOLE_WEIGHTS_RATIO,
+    read_products,
+    read_sum,
+    sampled_products,
+    whole_sum,
+)
 from raydistill.methods.seed import SEED
 
 
@@ -74,9 +81,11 @@ def main() -> None:
     print(f"\nprotocpc from the scores on takes {matmuls:.2f} times the product that makes them;", end=" ", file=out)
     print("at most 2 x", "met" if matmuls <= 2 else "MISSED", file=out)
     ratios = list(whole_bank(sizes, options.repeats))
-    print(f"\ncrd multiplies with the whole bank of M rows up to M / K = {WHOLE_BANK_RATIO}:", file=out)
-    for ratio, whole, read in ratios:
-        print(f"M / K = {ratio:<4} whole bank {whole:8.1f} ms   rows read {read:8.1f} ms", file=out)
+    print(f"\ncrd multiplies with the whole bank of M rows up to M / K = {WHOLE_BANK_RATIO},", end=" ", file=out)
+    print(f"in the gradient up to {WHOLE_WEIGHTS_RATIO}:", file=out)
+    for ratio, whole, read, whole_back, read_back in ratios:
+        print(f"M / K = {ratio:<4} whole bank {whole:8.1f} ms   rows read {read:8.1f} ms", end="   ", file=out)
+        print(f"gradient: whole bank {whole_back:8.1f} ms   rows read {read_back:8.1f} ms", file=out)
     if options.json:
         made = {"threads": options.threads, "quick": options.quick, "protocpc_matmuls": matmuls, "whole_bank": ratios}
         print(json.dumps({**made, "objectives": [asdict(row) for row in rows]}))
@@ -286,10 +295,10 @@ def protocpc_in_matmuls(sizes: Sizes, repeats: int) -> float:
     return step / product
 
 
-def whole_bank(sizes: Sizes, repeats: int) -> Iterable[tuple[int, float, float]]:
-    """M / K, and milliseconds of scores by products with the whole bank and by reading the drawn rows."""
+def whole_bank(sizes: Sizes, repeats: int) -> Iterable[tuple[int, float, float, float, float]]:
+    """M / K, and milliseconds by products with the whole bank and by reading the drawn rows: scores and gradient."""
     embedding = unit_rows(sizes.batch, sizes.dimension)
-    for ratio in (2, 4, 8, 12, 16, 20, 24, 32):
+    for ratio in (2, 4, 6, 8, 12, 16, 20, 24, 32):
         bank = unit_rows(ratio * sizes.few_negatives, sizes.dimension)
         drawn = torch.randint(len(bank), (sizes.batch, sizes.few_negatives))
         ways: list[Callable[[Tensor, Tensor, Tensor], Tensor]] = [
@@ -297,8 +306,10 @@ def whole_bank(sizes: Sizes, repeats: int) -> Iterable[tuple[int, float, float]]
             read_products,
         ]
         runs = [lambda way=way: [way(embedding, bank, drawn)] for way in ways]  # noqa: B023
-        whole, read = fastest(runs, repeats)
-        yield ratio, whole, read
+        weights = torch.randn(drawn.shape)
+        runs += [lambda way=way: [way(weights, bank, drawn)] for way in (whole_sum, read_sum)]  # noqa: B023
+        whole, read, whole_back, read_back = fastest(runs, repeats)
+        yield ratio, whole, read, whole_back, read_back
 
 
 if __name__ == "__main__":

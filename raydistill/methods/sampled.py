@@ -11,6 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 
 WHOLE_BANK_RATIO = 12
 """Products with the whole bank are faster up to this ratio of its size to K; experiments/benchmarks/methods.py."""
+WHOLE_WEIGHTS_RATIO = 4
+"""So is the gradient from weights laid out for the whole bank, mostly zeros; the same benchmark."""
 _BLOCK = 1 << 21
 """Numbers that are read from the bank at a time."""
 
@@ -25,7 +27,7 @@ def sampled_products(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
 
 
 class _SampledProducts(torch.autograd.Function):
-    """The gradient is a weighted sum of the chosen rows, which reads them in place: no [B, M] of it, mostly zeros."""
+    """The gradient is a sum of the chosen rows, each with its weight."""
 
     @staticmethod
     def forward(ctx: Any, embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
@@ -38,7 +40,9 @@ class _SampledProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         bank, index = ctx.saved_tensors
-        return F.embedding_bag(index, bank, per_sample_weights=gradient.contiguous(), mode="sum"), None, None
+        if len(bank) <= WHOLE_WEIGHTS_RATIO * index.shape[1]:
+            return whole_sum(gradient, bank, index), None, None
+        return read_sum(gradient, bank, index), None, None
 
 
 def whole_products(embedding: Tensor, bank: Tensor) -> Tensor:
@@ -63,3 +67,13 @@ def read_products(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
             for own, chosen in zip(torch.split(embedding, samples), torch.split(index, samples), strict=True)
         ]
     )
+
+
+def whole_sum(weights: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    """Sum of the rows bank[index] with weights of their own: [B, K], [M, D], [B, K] -> [B, D]."""
+    return weights.new_zeros(len(weights), len(bank)).scatter_add_(1, index, weights) @ bank
+
+
+def read_sum(weights: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    """``whole_sum`` by reading the rows asked for, in place."""
+    return F.embedding_bag(index, bank, per_sample_weights=weights.contiguous(), mode="sum")
