@@ -178,9 +178,9 @@ def _linear_top1(experiment: Experiment, progress: Progress) -> dict[str, Any]:
     try:
         images = own_images(experiment.data, device)
     except DataError as error:
-        return {_LINEAR: None, "test_error": str(error)}
+        return {_LINEAR: None, "test_problem": str(error)}
     if not images.labelled:
-        return {_LINEAR: None, "test_error": "the test images have no labels"}
+        return {_LINEAR: None, "test_problem": "the test images have no labels"}
     network = build_with_fresh_head(experiment.student, images.bank.num_classes, images.bank.shape).to(device).eval()
     progress(0.2, "features of all images, and fitting")
     subject = Subject(network, images.bank, images.test, False, experiment.evaluate, experiment.seed)

@@ -21,7 +21,7 @@ ROOMS = {
 }
 SECTIONS = {f"{name}_config" for name in ("train", "network", "cache", "scale", "track", "tune", "evaluate")}
 BELOW_TEACHERS = LEAVES | {"models", "methods", "data", "config", "config_errors", "measures", "cluster"}
-BELOW_TEACHERS |= SECTIONS | {"protocol_names", "reachable"}
+BELOW_TEACHERS |= SECTIONS | {"protocol_names", "reachable", "required"}
 ROOMS |= {
     "starting": BELOW_TEACHERS | {"starting"},
     "teachers": BELOW_TEACHERS | {"teachers"},

@@ -235,7 +235,7 @@ def test_images_without_a_test_part_are_no_reason_to_fail(tmp_path: Path, ray_se
     run = finished(tmp_path, data=GREY | {"synthetic_channels": 3, "synthetic_image_size": 16})
     overrides = ["data.name=image_folder", f"data.root={tmp_path / 'photos'}", "data.validation=0.25"]
     result = finetune_run(run, [*overrides, "train.batch_size=6"])
-    assert result["linear_top1"] is None and result["top1"] is None and "test" in result["test_error"]
+    assert result["linear_top1"] is None and result["top1"] is None and "test" in result["test_problem"]
     assert result["val_top1"] is not None
 
 

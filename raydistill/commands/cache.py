@@ -34,6 +34,9 @@ def build(
     from raydistill import display
 
     experiment = load(config, overrides, address)
+    from raydistill.required import require_teachers
+
+    require_teachers(experiment)
     from raydistill.teachers.cache.build import build_cache
 
     with display.rows("teacher") as progress:
@@ -52,6 +55,9 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False, *, 
     from raydistill import display
 
     experiment = load(config, overrides)
+    from raydistill.required import require_teachers
+
+    require_teachers(experiment)
     from raydistill.teachers.cache.planning import plan
 
     with display.working("plan") as progress:

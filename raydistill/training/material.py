@@ -18,12 +18,12 @@ from raydistill.data.image_set import DecodedImages
 from raydistill.data.modalities import with_ids
 from raydistill.data.shared import from_parts, to_parts
 from raydistill.errors import DataError
+from raydistill.required import require_weights
 from raydistill.teachers.cache.read import TeacherCache, find_cache
 from raydistill.teachers.rows import StoredRows, table_bytes
 from raydistill.teachers.source import wanted_outputs
 from raydistill.training.agreement import cached_rows, check_agreement, compared
 from raydistill.training.placement import streams, usual_store_bytes
-from raydistill.training.required import require_weights
 
 Table = Mapping[str, np.ndarray[Any, Any]] | StoredRows
 

@@ -140,6 +140,6 @@ def test_top1(session: Session) -> dict[str, Any]:
     try:
         test = ResidentSet(load_test(session.experiment.data), session.device)
     except DataError as error:
-        return {"top1": None, "test_error": str(error)}
+        return {"top1": None, "test_problem": str(error)}
     of_peers = {f"{name}_top1": measure_top1(session, test, peer) for name, peer in session.distiller.peers.items()}
     return {"top1": measure_top1(session, test, session.student), **of_peers}

@@ -17,10 +17,10 @@ from raydistill.cluster import await_room, ensure_ray, joins_another, most_resou
 from raydistill.config import Experiment
 from raydistill.errors import InputError, RunError, last_line, named_error
 from raydistill.reachable import require_reachable
+from raydistill.required import require_weights
 from raydistill.training.cpus import cpus_each, spare_cpus
 from raydistill.training.early import EarlyWorkers, quick_imports
 from raydistill.training.exhaustion import memory_advice
-from raydistill.training.required import require_weights
 from raydistill.training.run_folder import PROFILE, RunFolder, claimed
 from raydistill.training.tracking import check_trackers, tracked
 

@@ -183,7 +183,7 @@ def _on_test_images(winners: Sequence[TrialFolder]) -> dict[str, Any]:
         try:
             values.append(_accuracy(winner))
         except DataError as error:
-            return {"top1": None, "test_error": str(error)}
+            return {"top1": None, "test_problem": str(error)}
     return {"top1": sum(values) / len(values) if values else None}
 
 
