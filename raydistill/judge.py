@@ -16,6 +16,8 @@ from raydistill.training.run_folder import CONFIG, RunFolder
 
 SMOOTHING = 0.1
 """Label smoothing of the second control, as Szegedy et al. 2016 published it."""
+VERDICT, COSTS = "top1", "cost"
+"""Protocols: the one that a verdict rests upon, and the one that is the same for all runs of a network."""
 
 
 def judge_runs(paths: Sequence[Path], *, seeds: int, output: Path) -> dict[str, Any]:
@@ -46,12 +48,18 @@ def judge_runs(paths: Sequence[Path], *, seeds: int, output: Path) -> dict[str, 
     from raydistill.reporting.summary import sentences
     from raydistill.reporting.tables import comparison
 
-    runs = [*paths, *_trained([one for experiment in experiments for one in counterparts(experiment, seeds)])]
+    controls = [
+        (one, RunFolder(path).result().get("seconds", 1.0))
+        for path, experiment in zip(paths, experiments, strict=True)
+        for one in counterparts(experiment, seeds)
+    ]
+    runs = [*paths, *_trained(controls)]
     with display.working("judge") as progress:
         unmeasured = [run for run in runs if not (run / PREDICTIONS).is_file()]
         for number, run in enumerate(unmeasured):
             measuring = part(progress, 0.8 * number / len(unmeasured), 0.8 * (number + 1) / len(unmeasured))
-            write_card(run, examine_run(run, progress=measuring))
+            protocols = _protocols(run, with_costs=run in paths)
+            write_card(run, examine_run(run, protocols, progress=measuring))
         records = load_runs(runs)
         return {
             "verdict": sentences(records, comparison(records)),
@@ -97,19 +105,29 @@ def _student(path: Path) -> Experiment:
     return experiment
 
 
-def _trained(experiments: Sequence[Experiment]) -> list[Path]:
-    """Return the folders of the runs; trains those that are not finished, and says how long that will take."""
+def _protocols(run: Path, *, with_costs: bool) -> list[str]:
+    """Return what is measured of a run: costs of one of the same network say nothing new, and take longest."""
+    asked = dict.fromkeys((VERDICT, *load_experiment(run / CONFIG).evaluate.protocols))
+    return [name for name in asked if with_costs or name != COSTS]
+
+
+def _trained(controls: Sequence[tuple[Experiment, float]]) -> list[Path]:
+    """Return the folders of the runs; trains those that are not finished, and says how long that will take.
+
+    With each comes how many seconds the run took that it is to be compared with.
+    """
     from raydistill.training.trainer import train
 
-    waiting = [one for one in experiments if not (_begun(one) and RunFolder(one.folder).succeeded)]
+    waiting = [(one, seconds) for one, seconds in controls if not (_begun(one) and RunFolder(one.folder).succeeded)]
+    reckoned = [seconds for _, seconds in waiting]
     started = time.monotonic()
-    for number, one in enumerate(waiting):
-        spent = time.monotonic() - started
-        left = f", about {display.duration(spent * (len(waiting) - number) / number)} left" if number else ""
-        display.tell(f"{one.name}: run {number + 1} of {len(waiting)} to train{left}")
+    for number, (one, _) in enumerate(waiting):
+        pace = (time.monotonic() - started) / sum(reckoned[:number]) if number else 1.0
+        left = display.duration(pace * sum(reckoned[number:]))
+        display.tell(f"{one.name}: run {number + 1} of {len(waiting)} to train, about {left} left")
         with display.training(one, one.train.epochs) as watch:
             train(one, resume=_begun(one), watch=watch)
-    return [one.folder for one in experiments]
+    return [one.folder for one, _ in controls]
 
 
 def _begun(experiment: Experiment) -> bool:

@@ -69,6 +69,9 @@ def test_a_verdict_is_reached_and_finished_runs_are_kept(
     assert "95 % interval over test images" in said
     assert "95 % interval" in Path(found["report"]).read_text()
     results = {one: json.loads((Path(one) / "result.json").read_text()) for one in found["runs"]}
+    cards = {Path(one).name: json.loads((Path(one) / "card.json").read_text()) for one in found["runs"]}
+    assert all("top1" in card["student"] for card in cards.values())
+    assert [name for name, card in cards.items() if "latency_p50_ms" in card["student"]] == [own]
     times = {one: (Path(one) / "_SUCCESS").stat().st_mtime_ns for one in found["runs"]}
     again = judge_runs([run], seeds=2, output=tmp_path / "report.html")
     assert again == found

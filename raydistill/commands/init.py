@@ -48,6 +48,10 @@ def init(
     from raydistill.files import make_folders, write_atomically
     from raydistill.starting.draft import JUDGE_TRAINS, Choices, draft
 
+    if file.suffix not in {".yaml", ".yml"}:
+        raise ConfigError(
+            f"{file}: names no experiment file, which ends in .yaml; a folder of images is told by --root"
+        )
     if file.exists() and not force:
         raise ConfigError(f"{file}: is there already; name another file, or write over it with --force")
     given = Choices("", data, root, labels, teacher, weights, layout, student, method, tune)
@@ -86,7 +90,7 @@ def _with_needed(choices: Choices, data: str) -> Choices:
         return choices
     if not _somebody_is_there():
         raise ConfigError(f"--root: the data set '{choices.data or data}' needs the folder that holds it")
-    return replace(choices, root=_prompt("Folder of the images"))
+    return replace(choices, root=_prompt("Folder of the images", check=_require_there))
 
 
 def _asked(given: Choices) -> Choices:
@@ -110,7 +114,7 @@ def _asked(given: Choices) -> Choices:
             answer: Any = _prompt(text, default=default, check=check)
             choices = replace(choices, **{field: answer})
     if choices.weights is None:
-        weights = _prompt("File of the teacher's weights, nothing where there is none yet", default="")
+        weights = _prompt("File of the teacher's weights, nothing where there is none yet", "", check=_require_there)
         choices = replace(choices, weights=weights or None)
     return choices
 
@@ -125,6 +129,11 @@ def _prompt(text: str, default: str | None = None, check: Callable[[str], Any] =
             print(f"  {error}", file=sys.stderr)
         else:
             return answer
+
+
+def _require_there(path: str) -> None:
+    if path and not Path(path).exists():
+        raise ConfigError(f"{path}: is not there; paths count from {Path.cwd()}")
 
 
 def _somebody_is_there() -> bool:

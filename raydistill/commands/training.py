@@ -70,9 +70,12 @@ def train(
     from raydistill import display
 
     experiment = load(config, overrides, address)
+    from raydistill.training.run_folder import RunFolder
     from raydistill.training.trainer import STUDENT_WEIGHTS
     from raydistill.training.trainer import train as run
 
+    if resume and RunFolder(experiment.folder).succeeded:
+        display.tell(f"{experiment.folder}: is finished; nothing is trained again")
     with display.training(experiment, experiment.train.epochs) as watch:
         result = run(experiment, resume=resume, watch=watch, profile=profile)
     if profile and "profile" not in result:
@@ -133,5 +136,5 @@ def finetune(
 
     result = finetune_run(run, overrides or (), linear=linear, scratch=scratch, resume=resume)
     result |= {"student": str(Path(result["run"]) / STUDENT_WEIGHTS), "model": result["student"]}
-    shown = ("run", "linear_top1", "top1", "scratch_run", "scratch_top1", "test_error")
+    shown = ("run", "linear_top1", "top1", "scratch_run", "scratch_top1", "test_problem")
     finish(result if as_json else {name: result[name] for name in shown if name in result}, as_json)

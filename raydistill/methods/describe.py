@@ -46,7 +46,7 @@ def describe(name: str) -> Description:
         name=name,
         paper=kind.paper,
         equation=kind.equation,
-        text=inspect.cleandoc(kind.__doc__ or ""),
+        text=inspect.cleandoc(kind.__doc__ or "").replace("``", "`"),
         student="; ".join(part for part in (_outputs(needs.student), _images(needs), columns) if part),
         teacher=_outputs(needs.teacher) or "none",
         cache=_cache(needs),

@@ -132,7 +132,8 @@ def draft(choices: Choices, path: Path) -> Draft:
         experiment = parse_experiment(merged_values(text, []), origin=str(path))
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return Draft(text, experiment, _missing(experiment, trains_teacher=values["trains_teacher"]), commands)
+    missing = _missing(experiment, labels=values["labels"], trains_teacher=values["trains_teacher"])
+    return Draft(text, experiment, missing, commands)
 
 
 def _values(goal: Goal, choices: Choices, path: Path) -> dict[str, Any]:
@@ -253,17 +254,30 @@ def _next(values: Mapping[str, Any]) -> tuple[str, ...]:
     return (*commands, f"raydistill report {' '.join(runs)} --output {name}.html")
 
 
-def _missing(experiment: Experiment, *, trains_teacher: bool) -> tuple[str, ...]:
+def _missing(experiment: Experiment, *, labels: bool, trains_teacher: bool) -> tuple[str, ...]:
     """Say what has to be there before the commands can run, and is not."""
     found, teacher, root = [], experiment.teacher, experiment.data.root
     if root is not None and not Path(root).exists():
         found.append(f"data.root: no folder {root} yet; put the images there")
-    elif root is not None and experiment.data.name == "image_folder" and not Path(root, "train").is_dir():
-        found.append(f"data.root: no folder train in {root} yet; images lie in train and test, a folder for each class")
+    elif root is not None and experiment.data.name == "image_folder":
+        found += _missing_folders(Path(root), labels=labels)
     if teacher is not None and teacher.weights is not None and not Path(teacher.weights).is_file():
         advice = "the first command below trains them" if trains_teacher else "put the checkpoint there"
         found.append(f"teacher.weights: no file {teacher.weights} yet; {advice}")
     return tuple(found)
+
+
+def _missing_folders(root: Path, *, labels: bool) -> list[str]:
+    """Say what a folder of images lacks."""
+    train = root / "train"
+    if not train.is_dir():
+        return [f"data.root: no folder train in {root} yet; images lie in train and test, a folder for each class"]
+    if labels and not any(entry.is_dir() for entry in train.iterdir()):
+        return [
+            f"data.root: no folder of a class in {train} yet, such as {train / 'cat'}; for images without labels say "
+            "--goal unlabelled"
+        ]
+    return []
 
 
 def _yaml(value: Any) -> str:

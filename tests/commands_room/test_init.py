@@ -74,6 +74,10 @@ def test_a_folder_that_is_not_split_into_train_and_test_is_told() -> None:
     said = "missing: data.root: no folder train in photos yet; images lie in train and test, a folder for each class"
     assert said in invoke("--goal", "compress", "--root", "photos").stdout.splitlines()
     Path("photos/train").mkdir()
+    said = "no folder of a class in photos/train yet, such as photos/train/cat; for images without labels say --goal"
+    assert said in invoke("--goal", "compress", "--root", "photos", "--force").stdout
+    assert "data.root" not in invoke("--goal", "unlabelled", "--root", "photos", "--force").stdout
+    Path("photos/train/cat").mkdir()
     assert "data.root" not in invoke("--goal", "compress", "--root", "photos", "--force").stdout
 
 
@@ -96,6 +100,7 @@ def test_a_file_that_is_there_is_left_as_it_is() -> None:
         (["--goal", "digits", "--student", "resnet9"], "did you mean 'resnet"),
         (["--goal", "digits", "--methud", "kd"], "no option '--methud'; did you mean '--method'?"),
         (["bad name.yaml", "--goal", "digits"], "name = 'bad name': must begin with"),
+        (["photos", "--goal", "compress"], "photos: names no experiment file, which ends in .yaml; a folder of images"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -121,11 +126,15 @@ def test_options_say_all_that_would_be_asked() -> None:
 
 def test_whoever_sits_at_a_terminal_is_asked_again_until_the_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raydistill.commands.init._somebody_is_there", lambda: True)
-    answers = ["compres", "compress", "photos", "", "resnet9", "resnet14", "dkd", "own.pt"]
+    Path("photos").mkdir()
+    Path("own.pt").touch()
+    answers = ["compres", "compress", "fotos", "photos", "", "resnet9", "resnet14", "dkd", "owm.pt", "own.pt"]
     ended = invoke("asked.yaml", answers="\n".join(answers) + "\n")
     assert ended.exit_code == 0, ended.stderr
     assert "did you mean 'compress'" in ended.stderr
     assert "unknown model 'resnet9'" in ended.stderr
+    assert f"fotos: is not there; paths count from {Path.cwd()}" in ended.stderr
+    assert "owm.pt: is not there" in ended.stderr
     assert "What do you want" not in ended.stdout
     experiment = load_experiment("asked.yaml")
     assert experiment.teacher is not None

@@ -89,7 +89,7 @@ def test_any_folder_comes_back_as_it_was_given(tmp_path: Path, root: str) -> Non
 
 def test_a_teacher_that_has_weights_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos" / "train").mkdir(parents=True)
+    (tmp_path / "photos" / "train" / "cat").mkdir(parents=True)
     untrained = drafted()
     assert untrained.next[0] == "raydistill teacher photos.yaml"
     (line,) = untrained.missing
