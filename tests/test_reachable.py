@@ -107,7 +107,7 @@ def test_a_command_is_refused_where_a_node_sees_other_files(
     assert "(127.0.0.1, " in refused.stderr
     assert "student.weights = weights.safetensors: is not there" in refused.stderr
     assert len([line for line in refused.stderr.splitlines() if line.startswith("raydistill:")]) == 1
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".refused.lock"]
+    assert not (tmp_path / "runs").exists()
 
     done = train()
     assert done.returncode == 0, done.stderr

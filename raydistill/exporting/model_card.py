@@ -128,14 +128,16 @@ def _data(subject: Subject) -> list[Row]:
 
 
 def _teachers(experiment: Experiment, card: Mapping[str, Any]) -> list[Row]:
-    """Name and accuracy in percent, where known, of each teacher."""
+    """Name of each teacher and, where known, its accuracy in percent and on which images."""
     rows: list[Row] = []
     for number, teacher in enumerate(experiment.teachers):
         measured = card.get(f"teacher {number + 1}" if number else "teacher", {})
-        top1 = measured.get("top1")
-        if top1 is None and teacher.weights is not None:
-            top1 = _top1_of_teachers_run(Path(teacher.weights).parent)
-        rows.append((teacher.model, "not known" if top1 is None else f"{top1:.2f}"))
+        told = "not known"
+        if (top1 := measured.get("top1")) is not None:
+            told = f"{top1:.2f}"
+        elif teacher.weights is not None and (top1 := _top1_of_teachers_run(Path(teacher.weights).parent)) is not None:
+            told = f"{top1:.2f}, on those of its own training"
+        rows.append((teacher.model, told))
     return rows
 
 

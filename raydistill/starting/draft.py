@@ -48,6 +48,8 @@ _OF_SETTINGS = {
     "dimension": "width of what the heads give out",
 }
 """Why one would change a hyper-parameter of many methods; what else there is to know of it the method itself tells."""
+_ALONE = {"weight": "counts beside other methods alone"}
+"""The same where no labels are learned from."""
 
 JUDGE_TRAINS = "judge trains eight more students to compare: alone, with smoothed labels, and all three with more seeds"
 """What takes longest of the commands that come next."""
@@ -148,6 +150,7 @@ def _values(goal: Goal, choices: Choices, path: Path) -> dict[str, Any]:
     teacher = choices.teacher or goal.teacher
     layout = choices.layout or (goal.layout if teacher == goal.teacher else None)
     weights = choices.weights or _weights(name, teacher, layout, labels)
+    of_settings = _OF_SETTINGS if labels else _OF_SETTINGS | _ALONE
     source = "cache" if needed <= {"logits", "embedding"} and not _draws_its_own(kind) else "live"
     return {
         "name": name,
@@ -171,7 +174,7 @@ def _values(goal: Goal, choices: Choices, path: Path) -> dict[str, Any]:
         "paper": kind.paper,
         "settings": settings,
         "reasons": {
-            key: "; ".join(filter(None, (_OF_SETTINGS.get(key), allowed)))
+            key: "; ".join(filter(None, (of_settings.get(key), allowed)))
             for key, (allowed, _) in describe(method).parameters.items()
         },
         "epochs": goal.epochs,

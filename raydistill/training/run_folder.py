@@ -11,11 +11,11 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from raydistill.config import Experiment
 from raydistill.errors import ConfigError, DataError, RunError
@@ -61,23 +61,44 @@ def claimed(folder: Path, *, resume: bool, backup: str | None = None) -> Iterato
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, which need not be there.
+    """Hold the lock of a run's folder, there or not; where it is not at the end, nothing of the lock is left.
 
     Raises:
         ConfigError: where another process holds it.
         RunError: where it cannot be made.
     """
+    path = folder.parent / f".{folder.name}.lock"
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.fdopen(open_lock(folder.parent / f".{folder.name}.lock"), "w")
+        lock = _locked(path)
+    except BlockingIOError:
+        raise ConfigError(f"{folder}: another process is writing this run; give yours another name=...") from None
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {error.strerror}") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{folder}: another process is writing this run; give yours another name=...") from None
-        yield
+            yield
+        finally:
+            if not folder.exists():
+                with suppress(OSError):  # others have put something into the folders meanwhile
+                    path.unlink()
+                    for parent in made:
+                        parent.rmdir()
+
+
+def _locked(path: Path) -> TextIO:
+    """Open a lock file and lock it; one that its holder removed meanwhile is no lock, and made anew."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as unless_kept:
+            try:
+                lock = unless_kept.enter_context(os.fdopen(open_lock(path), "w"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(lock.fileno()), path.lstat()):
+                    unless_kept.pop_all()
+                    return lock
+            except FileNotFoundError:
+                continue
 
 
 def _free_name(folder: Path) -> Path:

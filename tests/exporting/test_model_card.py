@@ -33,7 +33,7 @@ def test_it_tells_where_the_student_comes_from(distilled: Path, tmp_path: Path) 
     card = card_of(distilled, tmp_path)
     assert card.startswith("# digits\n\n`resnet8` (")
     assert "distilled from `resnet14` with raydistill" in card
-    assert "| `resnet14` | 96.12 |" in card
+    assert "| `resnet14` | 96.12, on those of its own training |" in card
     assert re.search(r"\| ce \| 0.5 \| ", card)
     assert re.search(r"\| again \(kd\) \| 2 \| temperature 3", card)
     assert "| Trained on | 192 images |" in card

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from raydistill.config import load_experiment
 from raydistill.errors import ConfigError, RunError
-from raydistill.training.run_folder import RunFolder, claimed
+from raydistill.training.run_folder import RunFolder, claimed, locked_run
 from tests.conftest import digits
 
 
@@ -26,6 +29,38 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     second = claimed(tmp_path / "run", resume=False)
     with claimed(tmp_path / "run", resume=False), pytest.raises(ConfigError, match="another process"), second:
         raise AssertionError("two runs hold one folder")
+
+
+def test_nothing_is_left_of_what_was_refused(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    for output in (tmp_path / "made" / "for it", tmp_path / "others"):
+        with pytest.raises(ConfigError, match="refused"), claimed(output / "run", resume=False):
+            assert (output / ".run.lock").is_file()
+            raise ConfigError("refused")
+    assert [path.name for path in tmp_path.rglob("*")] == ["others"]
+
+
+def test_a_lock_that_is_removed_and_made_anew_has_one_holder(tmp_path: Path) -> None:
+    """As many try at a time, each time to be refused, and so remove what the others have opened meanwhile."""
+    holders, most = 0, []
+
+    def claim() -> int:
+        nonlocal holders
+        held = 0
+        for _ in range(200):
+            with suppress(ConfigError), locked_run(tmp_path / "runs" / "run"):
+                holders += 1
+                time.sleep(0.0001)
+                most.append(holders)
+                holders -= 1
+                held += 1
+        return held
+
+    with ThreadPoolExecutor(4) as pool:
+        tries = [pool.submit(claim) for _ in range(4)]
+    assert sum(one.result() for one in tries) == len(most) > 0
+    assert max(most) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
