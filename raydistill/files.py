@@ -63,6 +63,11 @@ def temporary_name(name: str) -> str:
     return f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}"
 
 
+def temporary_names(name: str) -> str:
+    """Return the pattern of all that ``temporary_name`` returns for a name."""
+    return f".{name}.*{TEMPORARY}"
+
+
 def possible_path(text: str) -> str:
     """Return a path, or URL, that a file system can hold. Raises ``ValueError``."""
     if "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH:

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from raydistill.config import Experiment
 from raydistill.errors import ConfigError, DataError, RunError
-from raydistill.files import link_out_of, make_folders, open_lock, write_atomically
+from raydistill.files import link_out_of, make_folders, open_lock, temporary_names, write_atomically
 
 SUCCESS = "_SUCCESS"
 CONFIG = "config.yaml"
@@ -52,7 +52,7 @@ def claimed(folder: Path, *, resume: bool, backup: str | None = None) -> Iterato
         if resume and not holds_run:
             nor = "" if backup is None else f", nor in {backup}"
             raise ConfigError(f"{folder}: there is no run to resume here{nor}; leave out --resume to start it")
-        if folder.exists() and not holds_run and any(folder.iterdir()):
+        if folder.exists() and not holds_run and {*folder.iterdir()} - {*_begun_in_vain(folder)}:
             raise ConfigError(f"{folder}: holds other files than a run's; give the run a folder of its own")
         if resume and (link := link_out_of(folder)):
             raise ConfigError(f"{link}: leads out of the run's folder, where a run writes nothing; remove the link")
@@ -101,6 +101,11 @@ def _locked(path: Path) -> TextIO:
                 continue
 
 
+def _begun_in_vain(folder: Path) -> Iterator[Path]:
+    """Give what runs have left that were killed while they wrote their first file."""
+    return folder.glob(temporary_names(CONFIG))
+
+
 def _free_name(folder: Path) -> Path:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
@@ -133,9 +138,14 @@ class RunFolder:
         if aside is not None:
             self.path.rename(aside)
         (self.path / SUCCESS).unlink(missing_ok=True)
+        make_folders(self.path)
+        for lost in _begun_in_vain(self.path):
+            lost.unlink()
+        write_atomically(
+            self.path / CONFIG, experiment.to_yaml()
+        )  # first: by it the folder is known
         make_folders(self.path / "logs", self.path / CHECKPOINTS)
         self._noticed_before = len(self._lines(f"logs/{NOTICES}"))
-        write_atomically(self.path / CONFIG, experiment.to_yaml())
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         if aside is not None:
             self.note(f"the earlier run of this name is {aside} now")

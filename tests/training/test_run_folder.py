@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import pytest
 
 from raydistill.config import load_experiment
 from raydistill.errors import ConfigError, RunError
+from raydistill.files import temporary_name
 from raydistill.training.run_folder import RunFolder, claimed, locked_run
 from tests.conftest import digits
 
@@ -104,6 +107,24 @@ def short_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_as_a_run_begins_leaves_a_folder_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = digits(tmp_path)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        with pytest.raises(RunError, match="No space left"), claimed(tmp_path / "run", resume=False) as folder:
+            folder.begin(experiment)
+    (tmp_path / "run" / temporary_name("config.yaml")).write_text("half of")  # one that was killed there
+    with claimed(tmp_path / "run", resume=False) as folder:
+        folder.begin(experiment)
+    assert {path.name for path in folder.path.iterdir()} == {"config.yaml", "environment.json", "logs", "checkpoints"}
 
 
 @pytest.mark.usefixtures("short_files")
