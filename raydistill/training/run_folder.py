@@ -141,9 +141,7 @@ class RunFolder:
         make_folders(self.path)
         for lost in _begun_in_vain(self.path):
             lost.unlink()
-        write_atomically(
-            self.path / CONFIG, experiment.to_yaml()
-        )  # first: by it the folder is known
+        write_atomically(self.path / CONFIG, experiment.to_yaml())  # first: by it the folder is known
         make_folders(self.path / "logs", self.path / CHECKPOINTS)
         self._noticed_before = len(self._lines(f"logs/{NOTICES}"))
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
