@@ -23,7 +23,7 @@ def test_a_description_names_what_a_user_can_set() -> None:
     assert about.parameters["exclude"] == ("instance, class", "class")
     assert (about.teacher, about.cache) == ("embedding", "yes")
     assert "index" in about.student
-    assert any("``variant: code`` divides scores by a constant Z" in line for line in lines(about))
+    assert any("`variant: code` divides scores by a constant Z" in line for line in lines(about))
 
 
 def test_a_description_tells_the_ready_made_ranges_and_their_source() -> None:
