@@ -14,7 +14,7 @@ from raydistill import access
 from raydistill.access import Door
 from raydistill.errors import ConfigError, RunError, last_line
 from raydistill.patience import patient_start
-from raydistill.raylet import watch_raylet
+from raydistill.raylet import stand_by_raylet
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -110,7 +110,7 @@ def ensure_ray(**options: Any) -> None:
                 f"Ray could not be started: {' '.join(str(error).split())[:300]} Its logs lie in "
                 f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs; on a busy machine, try again"
             ) from error
-        watch_raylet()
+        stand_by_raylet()
 
 
 def _join(address: str, options: Mapping[str, Any]) -> None:

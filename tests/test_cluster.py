@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from raydistill import cluster
+from raydistill import cluster, raylet
 from raydistill.errors import ConfigError, RunError
 from tests.commands import PATIENCE
 from tests.conftest import TESTS, digits
@@ -38,6 +39,25 @@ def test_nobody_else_reaches_it(first: str) -> None:
         check=True,
     )
     assert set(done.stdout.split()) == {"127.0.0.1"}
+
+
+def test_a_worker_that_outlives_its_raylet_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    worker = "import time; print(flush=True); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as of_raylet:
+        assert of_raylet.stdout is not None
+        of_raylet.stdout.readline()
+        outliving = os.pidfd_open(child(of_raylet.pid, "sleep"))
+        monkeypatch.setattr(raylet, "_raylet", lambda: of_raylet.pid)
+        monkeypatch.setattr(raylet, "_LEAVE_S", 0.2)
+        monkeypatch.setattr(ray, "shutdown", of_raylet.kill)
+        raylet._end_ray()
+        ended = select.poll()
+        ended.register(outliving, select.POLLIN)
+        assert ended.poll(10_000)
+    os.close(outliving)
 
 
 @pytest.mark.slow
@@ -109,7 +129,7 @@ def test_auto_is_the_ray_that_was_started_on_this_machine(monkeypatch: pytest.Mo
 
 
 GROWS = """
-from raydistill import cluster
+from raydistill import cluster, raylet
 cluster.ensure_ray()
 cluster.most_resources = lambda: {"CPU": 3.0}
 cluster.await_room({"CPU": 1, "GPU": 0}, 2)
