@@ -25,6 +25,7 @@ from typing import Any
 from stages import SLOTS, history_of, obey, stage
 
 REGRET, SHARE = 0.2, 0.25
+TRAINING_IMAGES = 60_000
 FRESH = 1000  # further seeds begin behind it
 GRID = {
     "methods.kd.weight": [0.3, 0.9, 3.0],
@@ -44,6 +45,8 @@ class Task:
         held_out: images that it is judged by.
         epochs: of a trial that is not stopped.
         ema: decay of the students' averages that are judged, 0 for the students themselves.
+        precision: of the students' training.
+        schedule: of their learning rate.
     """
 
     root: str
@@ -52,12 +55,14 @@ class Task:
     held_out: int
     epochs: int
     ema: float
+    precision: str
+    schedule: str
 
     def experiment(self, name: str, **more: Any) -> Any:
         """Describe a run, or a sweep where ``more`` says so; its name tells the task."""
         from raydistill.config import parse_experiment
 
-        size = f"{self.images}-{self.held_out}-{self.epochs}-{self.ema:g}"
+        size = f"{self.images}-{self.held_out}-{self.epochs}-{self.ema:g}-{self.precision}-{self.schedule}"
         average = {"ema": {"decay": self.ema}} if self.ema else {}
         return parse_experiment(
             {
@@ -72,7 +77,14 @@ class Task:
                 "teacher": {"model": "resnet14", "weights": f"{self.folder}/teacher/model.safetensors"},
                 "student": {"model": "resnet8"},
                 "methods": {"ce": {}, "kd": {}},
-                "train": {"epochs": self.epochs, "batch_size": 32, "optimizer": {"lr": 0.05}, **average},
+                "train": {
+                    "epochs": self.epochs,
+                    "batch_size": 32,
+                    "optimizer": {"lr": 0.05},
+                    "precision": self.precision,
+                    "schedule": {"name": self.schedule},
+                    **average,
+                },
                 "cache": {"root": f"{self.folder}/cache", "outputs": ["logits"]},
                 **more,
             }
@@ -90,6 +102,8 @@ def main() -> None:
     parser.add_argument("--reduction", type=int, default=3)
     parser.add_argument("--grace", type=int, default=2, help="epochs that ASHA lets every trial have")
     parser.add_argument("--ema", type=float, default=0.0, help="judge averages of the students, of this decay")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--schedule", choices=["cosine", "constant"], default="cosine", help="of the learning rate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--fresh", type=int, default=0, help="how many further seeds judge what was chosen")
     parser.add_argument("--folder", type=Path, help="where the sweeps are kept")
@@ -97,7 +111,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kept = str((options.folder or Path(folder)).resolve())
-        task = Task(options.root, kept, options.images, options.held_out, options.epochs, options.ema)
+        told = {name: getattr(options, name) for name in Task.__dataclass_fields__ if name != "folder"}
+        task = Task(folder=kept, **told)
         found = measured(task, options)
     if options.json:
         print(json.dumps(found))
@@ -263,7 +278,8 @@ def cached(**given: Any) -> int:
     experiment = replace(task, ema=0.0).experiment("cache")
     if not Path(f"{task.folder}/teacher/_SUCCESS").is_file():
         total = task.images + task.held_out
-        more = {"name": "teacher", "data.subset": 4 * total, "data.validation": 0.1, "train.epochs": 4}
+        subset = min(4 * total, TRAINING_IMAGES)
+        more = {"name": "teacher", "data.subset": subset, "data.validation": 0.1, "train.epochs": 4}
         train_teacher(experiment.override(more))
     told = Path(task.folder) / "forwards.json"
     report = build_cache(experiment)
