@@ -248,7 +248,7 @@ def watched(work: Callable[[threading.Event], None], folder: RunFolder, watch: W
 
     ``work`` is given an event, and has to end soon once that is set.
     """
-    leave = threading.Event()
+    leave, over = threading.Event(), threading.Event()
     outcome: list[BaseException | None] = []
 
     def body() -> None:
@@ -257,17 +257,18 @@ def watched(work: Callable[[threading.Event], None], folder: RunFolder, watch: W
             outcome.append(None)
         except BaseException as error:
             outcome.append(error)
+        over.set()
 
-    thread = threading.Thread(target=body, daemon=True)
-    thread.start()
+    threading.Thread(target=body, daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(POLL_S)
+        # Not the thread is joined: Python 3.11 takes one for ended whose join was interrupted.
+        while not over.wait(POLL_S):
             watch(folder)
+        watch(folder)
     except BaseException:
         # A thread that asks Ray for something after its shutdown ends the process, with code 1 whatever it was to be.
         leave.set()
-        thread.join(LEAVING_S)
+        over.wait(LEAVING_S)
         raise
     if outcome[0] is not None:
         raise outcome[0]

@@ -22,7 +22,7 @@ from raydistill.models.zoo import build_model
 from raydistill.teachers.cache.build import build_cache
 from raydistill.training.run_folder import RunFolder
 from raydistill.training.teacher import train_teacher
-from raydistill.training.trainer import train
+from raydistill.training.trainer import POLL_S, train, watched
 from tests.conftest import digits, teaching
 from tests.data_room.files import write_folder
 from tests.disks import small_file_system
@@ -36,14 +36,14 @@ def test_a_run_explains_itself(tmp_path: Path, teacher_weights: Path) -> None:
     asked = {"epochs": 2, "batch_size": 48, "agreement": ["neighbours@5"]}
     experiment = digits(tmp_path, teacher=teaching(teacher_weights), methods=methods, train=asked)
     build_cache(experiment)
-    watched: list[Path] = []
-    result = train(experiment, watch=lambda folder: watched.append(folder.path))
+    told: list[Path] = []
+    result = train(experiment, watch=lambda folder: told.append(folder.path))
     run = tmp_path / "runs" / "digits"
     assert result["run"] == str(run)
     assert result["teacher_forwards"] == 0
     assert result["epochs"] == 2
     assert 0.0 <= result["top1"] <= 100.0
-    assert set(watched) == {run}
+    assert set(told) == {run}
     assert {"config.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "result.json", "_SUCCESS"} <= {
         path.name for path in run.iterdir()
     }
@@ -80,6 +80,21 @@ def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
     done = len(RunFolder(experiment.folder).history())
     result = train(experiment.override({"train.epochs": done + 1}), resume=True)
     assert result["epochs"] == done + 1
+
+
+def test_an_interrupt_waits_for_the_work_to_let_go(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    def work(leave: threading.Event) -> None:
+        time.sleep(2.5 * POLL_S)  # not as the wait begins or ends
+        os.kill(os.getpid(), signal.SIGINT)
+        assert leave.wait(10)
+        time.sleep(2.5 * POLL_S)
+        let_go.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        watched(work, RunFolder(tmp_path), lambda folder: None)
+    assert let_go.is_set()
 
 
 def test_a_teacher_goes_where_the_experiment_looks_for_it(tmp_path: Path) -> None:
