@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.data import places
 from raydistill.data.image_set import ImageSet, Split
+from raydistill.data.layout import ENDINGS, classes_in, entries, images_below, layout_advice
 from raydistill.data.listed import open_files, read_lines
 from raydistill.data.modalities import check_pairs, pair_name
 from raydistill.errors import DataError
@@ -17,7 +17,6 @@ from raydistill.lazy import torch
 if TYPE_CHECKING:
     from raydistill.data.config import DataConfig
 
-_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
 _NESTED: Mapping[str, str] = {"tiny_imagenet": "tiny-imagenet-200", "places365": "places365_standard"}
 _Labelled = tuple[Path, int | None]
@@ -51,7 +50,7 @@ def class_names(config: DataConfig) -> tuple[str, ...]:
     if config.known.reader != __name__:
         return ()
     root = _root(config)
-    return tuple(_classes(root / "train")) if (root / "train").is_dir() else ()
+    return tuple(classes_in(root / "train")) if (root / "train").is_dir() else ()
 
 
 def _load(config: DataConfig, split: Split, root: Path, files: Sequence[_Labelled], num_classes: int) -> ImageSet:
@@ -80,22 +79,22 @@ def _list_images(config: DataConfig, root: Path, split: Split) -> tuple[Sequence
 def _list_plain(root: Path, split: Split) -> tuple[list[_Labelled], int]:
     """Images below the split's folder with their labels, and the number of the training folder's classes."""
     folder = _split_folder(root, split)
-    classes = _classes(_split_folder(root, "train"))
-    found = _classes(folder)
+    classes = classes_in(_split_folder(root, "train"))
+    found = classes_in(folder)
     if found != classes:
         missing, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
         raise DataError(
             f"{folder}: classes are not those of the training images: missing {missing or 'none'}, "
             f"unknown {extra or 'none'}; both need a folder for each class"
         )
-    direct = [path for path in _entries(folder) if path.is_file() and path.suffix.lower() in _ENDINGS]
+    direct = [path for path in entries(folder) if path.is_file() and path.suffix.lower() in ENDINGS]
     if classes and direct:
         raise DataError(f"{direct[0]}: an image beside class folders; move it into one of them")
     if not classes:
         return _not_empty([(path, None) for path in direct], folder), 0
     files: list[_Labelled] = []
     for label, name in enumerate(classes):
-        images = _images_below(folder / name)
+        images = images_below(folder / name)
         if not images:
             raise DataError(f"{folder / name}: a class without an image; fill it or remove it")
         files += [(path, label) for path in images]
@@ -103,11 +102,11 @@ def _list_plain(root: Path, split: Split) -> tuple[list[_Labelled], int]:
 
 
 def _list_tiny(root: Path, split: Split) -> tuple[list[_Labelled], int]:
-    classes = _classes(_split_folder(root, "train"))
+    classes = classes_in(_split_folder(root, "train"))
     labels = {name: label for label, name in enumerate(classes)}
     if split == "train":
         files: list[_Labelled] = [
-            (path, label) for name, label in labels.items() for path in _images_below(root / "train" / name / "images")
+            (path, label) for name, label in labels.items() for path in images_below(root / "train" / name / "images")
         ]
         return _not_empty(files, root / "train"), len(classes)
     annotations = root / "val" / "val_annotations.txt"
@@ -131,25 +130,10 @@ def _split_folder(root: Path, split: Split) -> Path:
         if (root / name).is_dir():
             return root / name
     missing = f"no folder {' or '.join(names)} there" if root.is_dir() else "no such folder"
-    raise DataError(f"{root}: {missing}; images lie in train and test, those with labels in a folder for each class")
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _classes(folder: Path) -> list[str]:
-    return [path.name for path in _entries(folder) if path.is_dir()]
-
-
-def _images_below(folder: Path) -> list[Path]:
-    found = []
-    for parent, _, names in os.walk(folder):
-        found += [Path(parent, name) for name in names if Path(name).suffix.lower() in _ENDINGS]
-    return sorted(path for path in found if not path.name.startswith("."))
+    raise DataError(f"{root}: {missing}; {layout_advice(root)}")
 
 
 def _not_empty(files: list[_Labelled], where: Path) -> list[_Labelled]:
     if not files:
-        raise DataError(f"{where}: no image in it (endings are {', '.join(sorted(_ENDINGS))})")
+        raise DataError(f"{where}: no image in it (endings are {', '.join(sorted(ENDINGS))})")
     return files

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from raydistill.config import Experiment, parse_experiment
+from raydistill.data.layout import layout_advice
 from raydistill.data.names import DATA_SETS, KnownSet
 from raydistill.errors import ConfigError, did_you_mean
 from raydistill.methods.base import Method
@@ -274,7 +275,7 @@ def _missing_folders(root: Path, *, labels: bool) -> list[str]:
     """Say what a folder of images lacks."""
     train = root / "train"
     if not train.is_dir():
-        return [f"data.root: no folder train in {root} yet; images lie in train and test, a folder for each class"]
+        return [f"data.root: no folder train in {root} yet; {layout_advice(root)}"]
     if labels and not any(entry.is_dir() for entry in train.iterdir()):
         return [
             f"data.root: no folder of a class in {train} yet, such as {train / 'cat'}; for images without labels say "

@@ -9,6 +9,7 @@ from typing import Any
 from raydistill.data.datasets import load_test
 from raydistill.data.resident import ResidentSet
 from raydistill.errors import DataError
+from raydistill.evaluation.chance import chance_warnings
 from raydistill.evaluation.collapse import collapse_warnings
 from raydistill.evaluation.proportion import history_warnings
 from raydistill.measures import VALIDATION
@@ -115,6 +116,8 @@ def result_of(session: Session) -> dict[str, Any]:
     experiment = session.experiment
     values = [record["val/top1"] for record in session.history if "val/top1" in record]
     last = session.history[-1] if session.history else {}
+    collapse = collapse_warnings(session.history)
+    by_chance = chance_warnings(values[-1] if values else None, session.validation.labels)
     return {
         "name": experiment.name,
         "seed": experiment.seed,
@@ -128,7 +131,7 @@ def result_of(session: Session) -> dict[str, Any]:
         "images_per_s": last.get("images_per_s"),
         "teacher_forwards": session.teacher_forwards,
         "teacher_forwards_saved": session.teacher_forwards_saved,
-        "warnings": [*collapse_warnings(session.history), *history_warnings(session.history, experiment.weights)],
+        "warnings": [*(collapse or by_chance), *history_warnings(session.history, experiment.weights)],
     }
 
 

@@ -71,8 +71,15 @@ def test_lines_for_people_say_what_is_missing_and_what_comes_next() -> None:
 
 def test_a_folder_that_is_not_split_into_train_and_test_is_told() -> None:
     Path("photos/cat").mkdir(parents=True)
-    said = "missing: data.root: no folder train in photos yet; images lie in train and test, a folder for each class"
-    assert said in invoke("--goal", "compress", "--root", "photos").stdout.splitlines()
+    said = (
+        "missing: data.root: no folder train in photos yet; images lie in train and test, those with labels in a folder"
+    )
+    assert said in invoke("--goal", "compress", "--root", "photos").stdout
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(exist_ok=True)
+        Path("photos", name, "1.jpg").touch()
+    said = "move its folders (cat, dog) into photos/train, then about a fifth of each one's images into photos/test/cat"
+    assert said in invoke("--goal", "compress", "--root", "photos", "--force").stdout
     Path("photos/train").mkdir()
     said = "no folder of a class in photos/train yet, such as photos/train/cat; for images without labels say --goal"
     assert said in invoke("--goal", "compress", "--root", "photos", "--force").stdout

@@ -74,8 +74,11 @@ def test_folder_without_classes(tmp_path: Path) -> None:
 def test_folder_mistakes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder; images lie in train and test"):
         load_train(folder_config(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="no folder train there"):
+    with pytest.raises(DataError, match="no folder train there; images lie in train and test"):
         load_train(folder_config(tmp_path))
+    write_image(tmp_path / "unsplit" / "cat" / "0.png")
+    with pytest.raises(DataError, match=r"move its folders \(cat\) into \S+unsplit/train, then about a fifth"):
+        load_train(folder_config(tmp_path / "unsplit"))
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="no image in it"):
         load_train(folder_config(tmp_path))
